@@ -1,0 +1,371 @@
+"""Training cases on disk: pseudonymous image, labels, and what a reader has reviewed.
+
+Nothing here names a patient, a date of the patient's, or a UID: a case carries keyed hashes only, and the
+database holds the one table that leads back. The side of a patient, training or hold-out, is a function of
+the keyed hash and a threshold fixed when the casebook is made; it never changes.
+
+Layout::
+
+    casebook.json                          marker: threshold of the split, and a check of the secret
+    cases/<case id>/case.json              the case as it stands: what it is, and the SHA-256 of its arrays
+    cases/<case id>/versions/<sha>.npz     arrays, named by their SHA-256; never changed
+    cases/<case id>/versions/<sha>.json    the description that went with them
+"""
+
+import hashlib
+import hmac
+import io
+import re
+import zipfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dicomnode import durable
+from dicomnode.domain import SeriesInstanceUid, Sha256, Split
+from dicomnode.errors import ConfigError, CorrectionError
+
+MINIMUM_SECRET_BYTES = 16
+_SPLIT_STEPS = 2**64
+_CASE_ID = re.compile(r"[0-9a-f]{32}")
+_ARRAYS = ("image", "affine", "labels", "reviewed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Case:
+    """One reviewed series as the training sees it."""
+
+    case_id: str  # from `Casebook.case_id`
+    patient_key: str  # from `Casebook.patient_key`
+    split: Split
+    model_name: str
+    image: npt.NDArray[np.float32]  # (slice, row, column), modality units
+    affine: npt.NDArray[np.float64]  # 4x4, voxel index (slice, row, column) to LPS mm
+    labels: npt.NDArray[np.uint8]  # (slice, row, column), class indices; 0 is background
+    reviewed: npt.NDArray[np.float32]  # (label, slice), weight 0..1 of each slice; rows as `labels_known`
+    labels_known: tuple[str, ...]  # labels that the reader's object speaks about
+    source_digest: str  # of the revision of the series
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseInfo:
+    """What can be said of a case without reading its arrays."""
+
+    case_id: str
+    patient_key: str
+    split: Split
+    model_name: str
+    labels_known: tuple[str, ...]
+    source_digest: str
+    created_at: datetime
+    shape: tuple[int, int, int]  # (slice, row, column)
+    arrays_sha256: Sha256
+
+
+class _Marker(BaseModel):
+    """``casebook.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["dicomnode casebook 1"]
+    hold_out_threshold: Annotated[int, Field(ge=0, le=_SPLIT_STEPS)]
+    secret_check: str
+
+
+class _Description(BaseModel):
+    """``case.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["dicomnode case 1"]
+    case_id: str
+    patient_key: str
+    split: Split
+    model_name: str
+    labels_known: tuple[str, ...]
+    source_digest: str
+    created_at: datetime
+    shape: tuple[int, int, int]
+    arrays_sha256: Sha256
+
+
+class Casebook:
+    """The training cases of one site.
+
+    Parameters
+    ----------
+    root
+        Made when absent.
+    secret
+        Key of the hashes, at least 16 random bytes that never leave the site.
+    hold_out_fraction
+        Share of the patients that training never sees, 0..1; fixed when the casebook is made.
+
+    Raises
+    ------
+    ConfigError
+        The secret is too short, or it or the fraction are not those that the casebook was made with:
+        either would move patients from one side to the other.
+    """
+
+    def __init__(self, root: Path, *, secret: bytes, hold_out_fraction: float) -> None:
+        if len(secret) < MINIMUM_SECRET_BYTES:
+            message = (
+                f"the casebook's secret has {len(secret)} bytes, expected at least {MINIMUM_SECRET_BYTES}"
+            )
+            raise ConfigError(message)
+        if not 0 <= hold_out_fraction <= 1:
+            message = f"[training] hold_out_fraction is {hold_out_fraction}, expected 0 to 1"
+            raise ConfigError(message)
+        self._root = root
+        self._secret = secret
+        self._threshold = round(hold_out_fraction * _SPLIT_STEPS)
+        self._check_marker()
+
+    def patient_key(self, patient_id: str, issuer: str = "", *, study_instance_uid: str = "") -> str:
+        """Hash a patient's identifier under the secret; the identifier itself is kept nowhere.
+
+        Parameters
+        ----------
+        patient_id, issuer
+            (0010,0020) and (0010,0021); outer blanks do not count.
+        study_instance_uid
+            Stands in for an absent identifier, so that at least one study stays on one side.
+
+        Raises
+        ------
+        CorrectionError
+            Neither identifier nor study is given.
+        """
+        if patient_id.strip():
+            return self._keyed("patient", issuer.strip(), patient_id.strip())
+        if study_instance_uid:
+            return self._keyed("study", study_instance_uid)
+        message = "no Patient ID and no Study Instance UID: the side of the patient cannot be fixed"
+        raise CorrectionError(message)
+
+    def case_id(self, series_instance_uid: SeriesInstanceUid) -> str:
+        """Name the case of a series: 32 hexadecimal digits that do not lead back to it without the secret."""
+        return self._keyed("case", series_instance_uid)[:32]
+
+    def split_of(self, patient_key: str) -> Split:
+        """Tell the side of a patient: the same for ever, whatever else is in the casebook."""
+        step = int(self._keyed("split", patient_key)[:16], 16)
+        return Split.HOLD_OUT if step < self._threshold else Split.TRAINING
+
+    def add(self, case: Case) -> None:
+        """Keep a case; one of the same id is replaced, and stays as an earlier version.
+
+        Adding the same case again changes nothing. When this returns, the case survives a power cut.
+
+        Raises
+        ------
+        CorrectionError
+            The case contradicts itself, or is on the wrong side for its patient.
+        SpoolFullError
+            The disk had no room; the case that stood before still stands.
+        """
+        self._check_case(case)
+        arrays = _encode_arrays(case)
+        description = _describe(case, Sha256(hashlib.sha256(arrays).hexdigest()))
+        folder = self._folder(case.case_id)
+        versions = folder / "versions"
+        with durable.translated(folder):
+            if (folder / "case.json").exists() and _is_same(_read_description(folder), description):
+                return
+            versions.mkdir(parents=True, exist_ok=True)
+            for made in (self._root / "cases", folder):
+                durable.sync_folder(made)
+            text = description.model_dump_json(indent=2).encode()
+            durable.write(versions / f"{description.arrays_sha256}.npz", (arrays,))
+            durable.write(versions / f"{description.arrays_sha256}.json", (text,))
+            durable.sync_folder(versions)
+            durable.write(folder / "case.json", (text,))
+            durable.sync_folder(folder)
+
+    def read(self, case_id: str) -> Case:
+        """Read a case as it stands.
+
+        Raises
+        ------
+        CorrectionError
+            No such case, or its files are not what was written.
+        """
+        folder = self._folder(case_id)
+        description = _read_description(folder)
+        path = folder / "versions" / f"{description.arrays_sha256}.npz"
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            message = f"the arrays of case {case_id} cannot be read: {error.strerror}"
+            raise CorrectionError(message) from error
+        if hashlib.sha256(encoded).hexdigest() != description.arrays_sha256:
+            message = f"the arrays of case {case_id} are damaged: their SHA-256 is not the one written down"
+            raise CorrectionError(message)
+        return _case(description, _decode_arrays(encoded, case_id))
+
+    def cases(self, *, model_name: str, split: Split | None = None) -> list[CaseInfo]:
+        """List the cases of a model as they stand, on one side or on both, by case id.
+
+        Raises
+        ------
+        CorrectionError
+            A description is damaged.
+        """
+        folders = sorted(path.parent for path in (self._root / "cases").glob("*/case.json"))
+        found = [_info(_read_description(folder)) for folder in folders]
+        return [info for info in found if info.model_name == model_name and split in (None, info.split)]
+
+    def _check_marker(self) -> None:
+        """Hold the settings equal to those of the day when the casebook was made."""
+        marker = _Marker(
+            format="dicomnode casebook 1",
+            hold_out_threshold=self._threshold,
+            secret_check=self._keyed("casebook"),
+        )
+        path = self._root / "casebook.json"
+        with durable.translated(self._root):
+            if not path.exists():
+                (self._root / "cases").mkdir(parents=True, exist_ok=True)
+                durable.write_once(path, marker.model_dump_json(indent=2).encode())
+                durable.sync_folder(self._root)
+            kept = _read_marker(path)
+        if kept.secret_check != marker.secret_check:
+            message = (
+                f"the casebook {self._root} was made with another secret: patients would change sides. "
+                "Put the former secret file back, or begin a new casebook in another folder"
+            )
+            raise ConfigError(message)
+        if kept.hold_out_threshold != marker.hold_out_threshold:
+            message = (
+                f"[training] hold_out_fraction is {self._threshold / _SPLIT_STEPS:g}, but the casebook "
+                f"{self._root} was made with {kept.hold_out_threshold / _SPLIT_STEPS:g} and a change would "
+                "move patients between training and hold-out: set it back"
+            )
+            raise ConfigError(message)
+
+    def _check_case(self, case: Case) -> None:
+        expected = self.split_of(case.patient_key)
+        shape = case.image.shape
+        problems = {
+            "the case is on the wrong side for its patient": case.split is not expected,
+            "image and labels differ in shape": case.labels.shape != shape,
+            "the image has not three axes": len(shape) != 3,
+            "the affine is not 4x4": case.affine.shape != (4, 4),
+            "there is not one weight per known label and slice": (
+                case.reviewed.shape != (len(case.labels_known), *shape[:1])
+            ),
+            "the image has values that are not finite": not np.isfinite(case.image).all(),
+        }
+        for problem, is_so in problems.items():
+            if is_so:
+                message = f"case {case.case_id} cannot be kept: {problem}"
+                raise CorrectionError(message)
+
+    def _folder(self, case_id: str) -> Path:
+        if _CASE_ID.fullmatch(case_id) is None:
+            message = f"{case_id[:40]!r} is no case id: expected 32 hexadecimal digits"
+            raise CorrectionError(message)
+        return self._root / "cases" / case_id
+
+    def _keyed(self, *parts: str) -> str:
+        """Hash parts under the secret; each is preceded by its length, so no two lists look alike."""
+        message = b"".join(f"{len(part)}:{part};".encode() for part in parts)
+        return hmac.new(self._secret, message, hashlib.sha256).hexdigest()
+
+
+def _describe(case: Case, arrays_sha256: Sha256) -> _Description:
+    slices, rows, columns = case.image.shape
+    return _Description(
+        format="dicomnode case 1",
+        case_id=case.case_id,
+        patient_key=case.patient_key,
+        split=case.split,
+        model_name=case.model_name,
+        labels_known=case.labels_known,
+        source_digest=case.source_digest,
+        created_at=case.created_at,
+        shape=(slices, rows, columns),
+        arrays_sha256=arrays_sha256,
+    )
+
+
+def _is_same(kept: _Description, new: _Description) -> bool:
+    return kept.model_copy(update={"created_at": new.created_at}) == new
+
+
+def _encode_arrays(case: Case) -> bytes:
+    """Pack the arrays; equal arrays give equal bytes, since the archive carries no time."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        image=np.ascontiguousarray(case.image, dtype=np.float32),
+        affine=np.ascontiguousarray(case.affine, dtype=np.float64),
+        labels=np.ascontiguousarray(case.labels, dtype=np.uint8),
+        reviewed=np.ascontiguousarray(case.reviewed, dtype=np.float32),
+    )
+    return buffer.getvalue()
+
+
+def _decode_arrays(encoded: bytes, case_id: str) -> dict[str, npt.NDArray[np.generic]]:
+    try:
+        with np.load(io.BytesIO(encoded), allow_pickle=False) as archive:
+            return {name: archive[name] for name in _ARRAYS}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        message = f"the arrays of case {case_id} cannot be read: {error}"
+        raise CorrectionError(message) from error
+
+
+def _case(description: _Description, arrays: dict[str, npt.NDArray[np.generic]]) -> Case:
+    return Case(
+        case_id=description.case_id,
+        patient_key=description.patient_key,
+        split=description.split,
+        model_name=description.model_name,
+        image=arrays["image"].astype(np.float32, copy=False),
+        affine=arrays["affine"].astype(np.float64, copy=False),
+        labels=arrays["labels"].astype(np.uint8, copy=False),
+        reviewed=arrays["reviewed"].astype(np.float32, copy=False),
+        labels_known=description.labels_known,
+        source_digest=description.source_digest,
+        created_at=description.created_at,
+    )
+
+
+def _info(description: _Description) -> CaseInfo:
+    return CaseInfo(
+        case_id=description.case_id,
+        patient_key=description.patient_key,
+        split=description.split,
+        model_name=description.model_name,
+        labels_known=description.labels_known,
+        source_digest=description.source_digest,
+        created_at=description.created_at,
+        shape=description.shape,
+        arrays_sha256=description.arrays_sha256,
+    )
+
+
+def _read_description(folder: Path) -> _Description:
+    try:
+        return _Description.model_validate_json((folder / "case.json").read_bytes())
+    except FileNotFoundError as error:
+        message = f"there is no case {folder.name}"
+        raise CorrectionError(message) from error
+    except ValidationError as error:
+        message = f"the description of case {folder.name} is damaged ({error.error_count()} faults)"
+        raise CorrectionError(message) from error
+
+
+def _read_marker(path: Path) -> _Marker:
+    try:
+        return _Marker.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        message = f"{path} is damaged: restore it from a backup; without it patients could change sides"
+        raise ConfigError(message) from error

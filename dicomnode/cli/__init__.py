@@ -1,0 +1,1 @@
+"""The commands that people type, grouped as ``dicomnode --help`` shows them."""

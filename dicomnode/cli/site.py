@@ -1,0 +1,182 @@
+"""The commands of a site: is it sound, what does it hold, and do this now."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicomnode import node, preflight
+from dicomnode.cli.show import ConfigOption, JsonOption, console, notes, print_json, table
+from dicomnode.domain import JobKind, JobState
+from dicomnode.pipeline import learn
+from dicomnode.pipeline.folder import FolderOutcome, segment_folder
+from dicomnode.pipeline.tools import Tools
+from dicomnode.settings import NodeSettings, load_node_settings
+from dicomnode.site import open_spool, opened_store, utc_now
+from dicomnode.store import Overview
+
+
+def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check that this site can work: folders, disk, database, models, ports, destinations, aggregator.
+
+    Changes nothing but what a first start would make. Exit status 0 when everything is sound, 1 when not.
+    """
+    settings = load_node_settings(config)
+    findings = preflight.check(settings)
+    if as_json:
+        print_json(findings)
+    else:
+        marks = {True: "[green]ok[/]", False: "[bold red]fault[/]", None: "[yellow]note[/]"}
+        rows = ((marks[f.is_sound], f.what, f.finding) for f in findings)
+        console.print(table("Is this site fit to run?", ("", "what", "found"), rows))
+    if any(f.is_sound is False for f in findings):
+        raise typer.Exit(1)
+
+
+def status(
+    limit: Annotated[int, typer.Option(help="How many troubles to list, newest first.")] = 20,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the site holds: series by state, waiting work, what was set aside and why, models."""
+    settings = load_node_settings(config)
+    with opened_store(settings) as store:
+        overview = store.overview(limit=limit)
+    unreadable = open_spool(settings).usage().quarantined if settings.spool_dir.is_dir() else 0
+    if as_json:
+        print_json({**asdict(overview), "quarantined": unreadable})
+        return
+    _print_overview(overview)
+    if unreadable:
+        folder = settings.spool_dir / "quarantine"
+        console.print(
+            f"{unreadable} received objects could not be read; they are kept, with the reason, in {folder}"
+        )
+
+
+def segment(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of DICOM images.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the SEG objects and pictures.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Segment every series in a folder, without a PACS and without a running node.
+
+    For each series a SEG object and a PNG picture are written; a series that cannot be segmented is named
+    with the reason. Exit status 0 when at least one series was segmented.
+    """
+    settings = load_node_settings(config)
+    outcomes = segment_folder(
+        folder, out, routes=settings.routes, model_named=node.package_models(settings), now=utc_now()
+    )
+    if as_json:
+        print_json(outcomes)
+    else:
+        columns = ("series", "label", "voxels", "ml", "seconds", "written to")
+        console.print(table("Segmented", columns, (row for o in outcomes for row in _outcome_rows(o))))
+    if not any(outcome.seg_path for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def retry(
+    job: Annotated[int, typer.Argument(help="Number of the job, as `status` shows it.")],
+    config: ConfigOption = None,
+) -> None:
+    """Give a job that was set aside or failed a fresh start."""
+    with opened_store(load_node_settings(config)) as store:
+        row = store.jobs.requeue(job, now=utc_now())
+    console.print(f"job {row.id} ({row.kind}) waits to be run again")
+
+
+def train(
+    now: Annotated[
+        bool, typer.Option("--now", help="Train at once instead of in the configured window.")
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on the corrections that are new, and put the outcome before the gate.
+
+    Without --now, only says what is new. With it, waits for the end and says what the gate decided; if a
+    node is running, its worker may take the job. The same corrections are never trained on twice.
+    """
+    settings = load_node_settings(config)
+    with node.opened_tools(settings) as tools:
+        outcomes = [_train(settings, tools, model, now=now) for model in tools.model_names]
+    if as_json:
+        print_json(outcomes)
+        return
+    for outcome in outcomes:
+        console.print(f"[bold]{outcome.model}[/]: {outcome.in_words}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOutcome:
+    """What became of a wish to train one model."""
+
+    model: str
+    trained: bool
+    version: str | None  # what was made
+    state: str | None  # what the gate made of it
+    in_words: str
+
+
+def _train(settings: NodeSettings, tools: Tools, model: str, *, now: bool) -> TrainingOutcome:
+    plan = learn.enqueue_if_due(model, tools) if now else learn.plan_training(model, tools)
+    if not (now and plan.is_due):
+        return TrainingOutcome(model=model, trained=False, version=None, state=None, in_words=plan.in_words)
+    with notes.status(f"training {model} on {plan.in_words} ..."):
+        row = node.run_job(settings, tools, JobKind.TRAIN_INCREMENT, plan.digest)
+    made = [r for r in tools.store.models.history(model) if set(r.case_ids) == set(plan.case_ids)]
+    return TrainingOutcome(
+        model=model,
+        trained=row.state is JobState.DONE and bool(made),
+        version=made[-1].version if made else None,
+        state=made[-1].state if made else None,
+        in_words=row.reason or row.state,
+    )
+
+
+def _outcome_rows(outcome: FolderOutcome) -> list[tuple[object, ...]]:
+    if outcome.seg_path is None:
+        return [(outcome.series_instance_uid, outcome.reason, None, None, None, None)]
+    return [
+        (outcome.series_instance_uid, label, voxels, f"{ml:.2f}", f"{outcome.seconds:.1f}", outcome.seg_path)
+        for (label, voxels), (_, ml) in zip(outcome.voxels, outcome.millilitres, strict=True)
+    ]
+
+
+def _print_overview(overview: Overview) -> None:
+    console.print(table("Series", ("state", "series"), overview.series))
+    waiting = [
+        (kind, state, count)
+        for kind, state, count in overview.jobs
+        if state in (JobState.READY, JobState.RUNNING) or kind is JobKind.TRAIN_INCREMENT
+    ]
+    if waiting:
+        console.print(table("Work", ("kind", "state", "jobs"), waiting))
+    if overview.destinations:
+        rows = ((d.destination, d.sent, d.pending, d.last_error) for d in overview.destinations)
+        console.print(table("Destinations", ("name", "sent", "waiting", "last fault"), rows))
+    if overview.corrections:
+        console.print(table("Received segmentations", ("recognised as", "objects"), overview.corrections))
+    console.print(
+        table(
+            "Models in use",
+            ("model", "version", "origin", "release"),
+            ((m.name, m.version, m.origin, m.release_version) for m in overview.models),
+        )
+    )
+    if overview.set_aside:
+        rows2 = ((s.series_instance_uid, s.modality, s.instances, s.reason) for s in overview.set_aside)
+        console.print(table("Series set aside", ("series", "modality", "images", "reason"), rows2))
+    if overview.troubled_jobs:
+        rows3 = ((j.id, j.kind, j.state, j.updated_at, j.reason) for j in overview.troubled_jobs)
+        console.print(
+            table(
+                "Jobs in trouble (`dicomnode retry NUMBER`)",
+                ("job", "kind", "state", "since", "reason"),
+                rows3,
+            )
+        )

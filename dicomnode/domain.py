@@ -1,0 +1,187 @@
+"""The words of the domain: identifiers, states and the frozen records that pass between stages."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+SopInstanceUid = NewType("SopInstanceUid", str)
+SeriesInstanceUid = NewType("SeriesInstanceUid", str)
+StudyInstanceUid = NewType("StudyInstanceUid", str)
+ModelVersion = NewType("ModelVersion", str)
+"""A model at one site: ``<name>@<first 12 hex digits of the weights' SHA-256>``."""
+Sha256 = NewType("Sha256", str)
+"""64 lower-case hexadecimal digits."""
+
+SegmentSopClasses = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation Storage
+        "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation Storage
+    }
+)
+
+
+class SeriesState(StrEnum):
+    """Where a series stands on its way from the first image to the archived result."""
+
+    RECEIVING = "receiving"
+    QUEUED = "queued"
+    SEGMENTED = "segmented"
+    DELIVERED = "delivered"
+    COMMITTED = "committed"
+    SET_ASIDE = "set_aside"
+
+
+class JobKind(StrEnum):
+    """The stories that a worker can run; ``subject`` of the job is given in brackets."""
+
+    SEGMENT_SERIES = "segment_series"  # series instance UID
+    DELIVER_RESULT = "deliver_result"  # delivery id
+    INGEST_CORRECTION = "ingest_correction"  # instance id of the received SEG
+    TRAIN_INCREMENT = "train_increment"  # model name
+    PUSH_UPDATE = "push_update"  # model version
+    ADOPT_RELEASE = "adopt_release"  # model family
+
+
+class JobState(StrEnum):
+    """A job is claimable when ready, or when running with an expired lease."""
+
+    READY = "ready"
+    RUNNING = "running"
+    DONE = "done"
+    SET_ASIDE = "set_aside"  # InputError: the input is at fault
+    FAILED = "failed"  # attempts exhausted, or a bug
+
+
+class Recognition(StrEnum):
+    """What a received segmentation turned out to be."""
+
+    LOOP_BACK = "loop_back"
+    ACCEPTED_UNCHANGED = "accepted_unchanged"
+    CORRECTION = "correction"
+    PROBABLE_CORRECTION = "probable_correction"
+    NEW_ANNOTATION = "new_annotation"
+    FOREIGN = "foreign"
+
+
+class Split(StrEnum):
+    """The side of a patient, fixed by a keyed hash once and for ever."""
+
+    TRAINING = "training"
+    HOLD_OUT = "hold_out"
+
+
+class ModelState(StrEnum):
+    """Where a version stands: exactly one version of a model is current."""
+
+    CANDIDATE = "candidate"  # trained or fetched, not yet judged
+    CURRENT = "current"
+    RETIRED = "retired"  # was current
+    REFUSED = "refused"
+    INCONCLUSIVE = "inconclusive"  # too few cases; waits for a person
+
+
+class Verdict(StrEnum):
+    """The gate's answer about a candidate."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    INCONCLUSIVE = "inconclusive"
+
+
+class ModelOrigin(StrEnum):
+    """How a version came to this site."""
+
+    INSTALLED = "installed"
+    TRAINED = "trained"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """A coded concept (PS3.3 section 8.8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One label of a model: network class, DICOM segment and coded meaning together."""
+
+    class_index: int  # channel of the network, >= 1; 0 is background
+    segment_number: int  # 1..N in the SEG
+    label: str  # SegmentLabel: unique, stable, ASCII, <= 64 characters
+    category: Code
+    type: Code
+    type_modifier: Code | None
+    region: Code | None
+    rgb: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a result must say of the model that made it."""
+
+    name: str
+    version: ModelVersion
+    weights_sha256: Sha256
+    segments: tuple[Segment, ...]
+
+    def segment_labelled(self, label: str) -> Segment | None:
+        """Find a segment by its label, ignoring case and outer blanks."""
+        wanted = label.strip().casefold()
+        return next((s for s in self.segments if s.label.casefold() == wanted), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredInstance:
+    """A DICOM Part 10 file in the spool and what identifies it."""
+
+    sop_instance_uid: SopInstanceUid
+    sop_class_uid: str
+    series_instance_uid: SeriesInstanceUid
+    study_instance_uid: StudyInstanceUid
+    modality: str
+    transfer_syntax_uid: str
+    sha256: Sha256  # of the data set as received, without file meta information
+    size_bytes: int
+    path: str  # relative to the spool, "/" separated
+    sender: str  # calling AE title, or the node's own for results
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A claimed piece of work."""
+
+    id: int
+    kind: JobKind
+    subject: str
+    digest: str  # of the inputs; (kind, digest) is unique
+    attempt: int  # 1 at the first claim
+    lease_owner: str
+    lease_until: datetime
+    was_abandoned: bool = False  # its previous attempt ended without a word: the process died
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """A DICOM peer that results are sent to."""
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelScore:
+    """Agreement of a correction with our prediction, for one label."""
+
+    label: str
+    dice: float  # 0..1; 1.0 when both are empty
+    edited_slices: tuple[int, ...]  # indices along the volume's slice axis
+    prediction_voxels: int
+    correction_voxels: int

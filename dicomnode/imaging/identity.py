@@ -1,0 +1,92 @@
+"""What marks an object as ours: device attributes, derived UIDs and digests of label volumes."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from dicomnode.domain import Code, ModelCard, Sha256
+from dicomnode.imaging import attributes
+
+BoolArray = NDArray[np.bool_]
+
+_NAMESPACE = UUID("9a1f0e4c-6f0a-5b57-8f6d-2f3b8f0c7e21")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Equipment attributes (PS3.3 C.7.5.1) of every object that the node writes."""
+
+    manufacturer: str
+    manufacturer_model_name: str
+    software_versions: str
+    device_serial_number: str
+
+
+DEVICE = Device(
+    manufacturer="dicomnode-federated",
+    manufacturer_model_name="dicomnode",
+    software_versions="dicomnode 0.1",
+    device_serial_number="dicomnode-seg-1",
+)
+
+
+def is_own_device(ds: Dataset) -> bool:
+    """Answer whether an object carries the equipment attributes of a node, of any version."""
+    keywords = ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber")
+    found = [attributes.text(ds, keyword) for keyword in keywords]
+    return found == [DEVICE.manufacturer, DEVICE.manufacturer_model_name, DEVICE.device_serial_number]
+
+
+def derived_uid(*key: str) -> str:
+    """Derive a UID from its key: the same key gives the same UID (PS3.5 B.2)."""
+    return f"2.25.{uuid5(_NAMESPACE, '|'.join(key)).int}"
+
+
+def tracking_uid(series_instance_uid: str, label: str) -> str:
+    """Tracking UID of a label in the results of one source series, whatever the model's version."""
+    return derived_uid("tracking", series_instance_uid, label.casefold())
+
+
+def mask_sha256(mask: BoolArray) -> Sha256:
+    """Digest of one mask (slice, row, column): its shape and its voxels in C order."""
+    packed = np.packbits(np.ascontiguousarray(mask, dtype=np.bool_))
+    shape = "x".join(str(size) for size in mask.shape)
+    return Sha256(hashlib.sha256(shape.encode() + b"\n" + packed.tobytes()).hexdigest())
+
+
+def voxels_sha256(masks: Mapping[str, BoolArray]) -> Sha256:
+    """Digest of a label volume in canonical form, independent of segment numbers and encoding.
+
+    Only labels with voxels count; overlapping masks are as good as others. `masks` are on
+    the grid of the source series in slice order.
+    """
+    lines = sorted(f"{label}\t{mask_sha256(mask)}\n" for label, mask in masks.items() if mask.any())
+    return Sha256(hashlib.sha256("".join(lines).encode()).hexdigest())
+
+
+def label_table_sha256(card: ModelCard) -> Sha256:
+    """Version of a model's label table: changes with any label, number or code, not with colours."""
+    lines = [
+        "\t".join(
+            [
+                str(segment.class_index),
+                str(segment.segment_number),
+                segment.label,
+                *(
+                    _code_key(c)
+                    for c in (segment.category, segment.type, segment.type_modifier, segment.region)
+                ),
+            ]
+        )
+        for segment in card.segments
+    ]
+    return Sha256(hashlib.sha256("\n".join(lines).encode()).hexdigest())
+
+
+def _code_key(code: Code | None) -> str:
+    return f"{code.scheme}:{code.value}" if code else "-"

@@ -1,0 +1,1 @@
+"""Models on images: plan, package, network, inference, training and evaluation; values in, values out."""

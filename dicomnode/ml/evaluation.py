@@ -1,0 +1,244 @@
+"""Agreement of a segmentation with the truth, per label, in fractions and millimetres; and the gate.
+
+The gate compares two models case by case and label by label: a candidate must not be worse than
+the current model by more than a margin (a paired non-inferiority test by bootstrap).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from scipy import ndimage
+
+from dicomnode.domain import Segment, Verdict
+
+Mask = NDArray[np.bool_]
+
+
+MAXIMUM_HD95_RISE_MM = 1.0
+MISSING_HD95_MM = 100.0
+"""Stands for an infinite distance (one mask empty) in means: about the diagonal of a head crop."""
+FALL = 0.10
+"""A case whose Dice drops by more than this has fallen."""
+MAXIMUM_SHARE_OF_FALLS = 0.05
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelAgreement:
+    """How well one label of one case was found."""
+
+    label: str
+    dice: float  # 0 to 1; 1.0 when both masks are empty
+    hd95_mm: float  # infinite when exactly one mask is empty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseScore:
+    """How well one model did on one case, for the labels whose truth is known."""
+
+    case_id: str
+    labels: tuple[LabelAgreement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelComparison:
+    """The gate's figures for one label; differences are candidate minus current, paired by case."""
+
+    label: str
+    cases: int
+    current_dice: float
+    candidate_dice: float
+    delta_dice_lower: float  # one-sided 95 % bootstrap bound of the mean difference
+    current_hd95_mm: float
+    candidate_hd95_mm: float
+    delta_hd95_upper_mm: float  # likewise
+    falls: int  # cases whose Dice drops by more than 0.10
+    faults: tuple[str, ...]  # why the candidate may not be accepted, in plain words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateReport:
+    """What the gate answers about a candidate, and the figures behind it."""
+
+    verdict: Verdict
+    reason: str
+    cases: int
+    labels: tuple[LabelComparison, ...]
+
+    def to_json(self) -> str:
+        """Write the report as JSON; :meth:`from_json` reads it again."""
+        return _GATE_REPORT.dump_json(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "GateReport":
+        """Read a report written by :meth:`to_json`."""
+        return _GATE_REPORT.validate_json(text)
+
+
+_GATE_REPORT = TypeAdapter(GateReport)
+
+
+def score_case(
+    case_id: str,
+    prediction: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    *,
+    segments: Sequence[Segment],
+    spacing_mm: Sequence[float],
+) -> CaseScore:
+    """Compare two maps of class indices on one grid, for the given segments only."""
+    agreements = []
+    for segment in segments:
+        found, wanted = prediction == segment.class_index, truth == segment.class_index
+        distance = hd95_mm(found, wanted, spacing_mm=spacing_mm)
+        agreements.append(LabelAgreement(label=segment.label, dice=dice(found, wanted), hd95_mm=distance))
+    return CaseScore(case_id=case_id, labels=tuple(agreements))
+
+
+def dice(prediction: Mask, truth: Mask) -> float:
+    """Give the Dice coefficient of two masks on one grid; 1.0 when both are empty."""
+    total = int(prediction.sum()) + int(truth.sum())
+    return 2 * int((prediction & truth).sum()) / total if total else 1.0
+
+
+def hd95_mm(prediction: Mask, truth: Mask, *, spacing_mm: Sequence[float]) -> float:
+    """Give the 95th percentile of the surface distance, the larger of both directions.
+
+    Surface voxels are those of a mask with a face neighbour outside it; beyond the border of the
+    image counts as outside. The percentile is interpolated linearly. (Maier-Hein et al., Metrics
+    reloaded, Nat Methods 21, 2024.)
+
+    Parameters
+    ----------
+    prediction, truth
+        Masks on one grid, (S, R, K).
+    spacing_mm
+        Voxel spacing along the axes; need not be equal.
+
+    Returns
+    -------
+        Millimetres between voxel centres; 0.0 when both masks are empty, infinite when one is.
+    """
+    if not prediction.any() or not truth.any():
+        return 0.0 if prediction.any() == truth.any() else float("inf")
+    box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction[box], truth[box])]
+    distances = [ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces]
+    one_way = np.percentile(distances[1][surfaces[0]], 95)
+    other_way = np.percentile(distances[0][surfaces[1]], 95)
+    return float(max(one_way, other_way))
+
+
+def gate(
+    current: Sequence[CaseScore],
+    candidate: Sequence[CaseScore],
+    *,
+    epsilon_dice: float = 0.01,
+    minimum_cases: int = 5,
+    unchanged: bool = False,
+    generator: np.random.Generator,
+) -> GateReport:
+    """Decide whether a candidate may replace the current model.
+
+    Accepted when, for every label, the lower bound of the mean Dice difference is at least
+    ``-epsilon_dice``, the upper bound of the mean HD95 difference at most 1 mm, at most 5 % of the
+    cases fall by more than 0.10 Dice, and the label is not lost. Bounds are one-sided at 95 %, from
+    10 000 bootstrap resamples of the cases.
+
+    Parameters
+    ----------
+    current, candidate
+        Scores of both models on the same cases, in any order. A label that is not scored in a case
+        is left out of that case.
+    epsilon_dice
+        Margin of non-inferiority.
+    minimum_cases
+        Below this number for a label nobody can tell: inconclusive, unless a label is lost.
+    unchanged
+        The candidate has the very weights of the current model: refused, there is nothing to gain.
+    generator
+        Draws the resamples; the same state gives the same report.
+
+    Raises
+    ------
+    ValueError
+        The two lists do not hold the same cases, each once.
+    """
+    before, after = ({score.case_id: score for score in scores} for scores in (current, candidate))
+    if before.keys() != after.keys() or not len(before) == len(current) == len(candidate):
+        raise ValueError("current and candidate must be scored on the same cases, each once")
+    if unchanged:
+        reason = "unchanged: the candidate has exactly the weights of the current model"
+        return GateReport(verdict=Verdict.REFUSED, reason=reason, cases=len(before), labels=())
+    pairs = _pairs(before, after)
+    labels = tuple(
+        _compare(label, rows, epsilon_dice=epsilon_dice, minimum_cases=minimum_cases, generator=generator)
+        for label, rows in pairs.items()
+    )
+    verdict, reason = _verdict(labels, minimum_cases=minimum_cases)
+    return GateReport(verdict=verdict, reason=reason, cases=len(before), labels=labels)
+
+
+def _pairs(before: dict[str, CaseScore], after: dict[str, CaseScore]) -> dict[str, NDArray[np.float64]]:
+    """Pair the scores: for each label rows of (current Dice, candidate Dice, current, candidate HD95)."""
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+    for case_id in sorted(before):
+        found = {item.label: item for item in after[case_id].labels}
+        for item in before[case_id].labels:
+            # A label that the candidate no longer has counts as not found.
+            other = found.get(item.label, LabelAgreement(label=item.label, dice=0.0, hd95_mm=MISSING_HD95_MM))
+            distances = [min(x, MISSING_HD95_MM) for x in (item.hd95_mm, other.hd95_mm)]
+            rows.setdefault(item.label, []).append((item.dice, other.dice, distances[0], distances[1]))
+    return {label: np.asarray(rows[label]) for label in sorted(rows)}
+
+
+def _compare(
+    label: str,
+    rows: NDArray[np.float64],
+    *,
+    epsilon_dice: float,
+    minimum_cases: int,
+    generator: np.random.Generator,
+) -> LabelComparison:
+    delta_dice, delta_hd95 = rows[:, 1] - rows[:, 0], rows[:, 3] - rows[:, 2]
+    picks = generator.integers(len(rows), size=(_RESAMPLES, len(rows)))
+    lower = float(np.percentile(delta_dice[picks].mean(axis=1), 5))
+    upper = float(np.percentile(delta_hd95[picks].mean(axis=1), 95))
+    falls = int((delta_dice < -FALL).sum())
+    faults = []
+    if rows[:, 0].max() > 0 and rows[:, 1].max() == 0:
+        faults.append("is lost: it is found in no case any more")
+    if len(rows) >= minimum_cases:
+        if lower < -epsilon_dice:
+            faults.append(f"may lose {-lower:.3f} Dice; at most {epsilon_dice:g} is allowed")
+        if upper > MAXIMUM_HD95_RISE_MM:
+            faults.append(f"may drift by {upper:.2f} mm HD95; at most {MAXIMUM_HD95_RISE_MM:g} mm is allowed")
+        if falls > MAXIMUM_SHARE_OF_FALLS * len(rows):
+            faults.append(f"falls by more than {FALL:g} Dice in {falls} of {len(rows)} cases")
+    means = rows.mean(axis=0)
+    return LabelComparison(
+        label=label,
+        cases=len(rows),
+        current_dice=float(means[0]),
+        candidate_dice=float(means[1]),
+        delta_dice_lower=lower,
+        current_hd95_mm=float(means[2]),
+        candidate_hd95_mm=float(means[3]),
+        delta_hd95_upper_mm=upper,
+        falls=falls,
+        faults=tuple(faults),
+    )
+
+
+def _verdict(labels: tuple[LabelComparison, ...], *, minimum_cases: int) -> tuple[Verdict, str]:
+    faults = [f"{label.label} {fault}" for label in labels for fault in label.faults]
+    if faults:
+        return Verdict.REFUSED, "; ".join(faults)
+    fewest = min((label.cases for label in labels), default=0)
+    if fewest < minimum_cases:
+        return Verdict.INCONCLUSIVE, f"only {fewest} hold-out cases for a label; {minimum_cases} are needed"
+    gains = ", ".join(f"{label.label} {label.candidate_dice - label.current_dice:+.4f}" for label in labels)
+    return Verdict.ACCEPTED, f"not worse on any label (change of mean Dice: {gains})"

@@ -1,0 +1,322 @@
+"""The training loop, and the recipes that tune a model on corrected cases."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from dicomnode import weights
+from dicomnode.errors import CorrectionError, GpuMemoryError, InputError
+from dicomnode.ml import network as networks
+from dicomnode.ml.inference import choose_device
+from dicomnode.ml.losses import marginal_cross_entropy, marginal_dice_cross_entropy
+from dicomnode.ml.package import ModelPackage
+from dicomnode.ml.plan import Triple
+from dicomnode.ml.reviewed import ReviewedVolume, TrainingCase, bring, cut, dafne_weights
+
+__all__ = [
+    "RECIPES",
+    "Batch",
+    "FitReport",
+    "Learner",
+    "Recipe",
+    "TrainingCase",
+    "TrainingDivergedError",
+    "epoch_generator",
+    "fit",
+    "train_increment",
+]
+
+Progress = Callable[[int, int, float, float], None]
+"""Called after each epoch with (epoch from 1, epochs, mean loss, seconds since the start)."""
+ShouldStop = Callable[[], bool]
+"""Asked before each batch; True ends the training there."""
+_Sample = tuple[ReviewedVolume, NDArray[np.float32], tuple[float, float, float]]
+"""A case, its voxel weights, and the centre of the patch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Samples of one step: images (B, 1, S, R, K), labels and weights (B, S, R, K).
+
+    Without weights every voxel counts alike; without ``known`` every label is certain.
+    """
+
+    images: Tensor
+    labels: Tensor
+    weights: Tensor | None = None
+    known: Tensor | None = None  # (B, classes, S, R, K), see :mod:`dicomnode.ml.losses`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """How a network learns: what to lower, and how each step is taken."""
+
+    loss: Callable[[Tensor, Batch], Tensor]
+    optimizer: Optimizer
+    epochs: int
+    schedule: LRScheduler | None = None  # advanced after every step
+    clip_norm: float | None = None
+    average: AveragedModel | None = None  # running mean of the weights, updated after every step
+    bfloat16: bool = False  # convolutions in bfloat16; weights and loss stay in single precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """What a training did."""
+
+    epochs: int  # finished
+    steps: int
+    losses: tuple[float, ...]  # mean of each finished epoch
+    seconds: float
+    stopped: bool  # asked to end early: the weights are unfinished
+    unchanged: bool = False  # the last weights are bit for bit the first ones: nothing to send
+    n_patients: int = 0
+    n_slices: int = 0  # reviewed slices, which are the samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a model is tuned on corrected cases."""
+
+    name: str
+    epochs: int
+    batch_size: int
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    loss: Callable[..., Tensor]  # (logits, labels, *, weights, known)
+    balanced: bool  # voxels weighted for rare classes and borders, or for the review alone
+    flip_axes: tuple[int, ...] = ()
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        # Dafne's incremental learning (arXiv 2302.06352; Radiology: AI 7(3) e240097, 2025), on 3-D patches.
+        "dafne": Recipe(
+            name="dafne",
+            epochs=5,
+            batch_size=5,
+            optimizer=partial(torch.optim.Adam, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, amsgrad=True),
+            loss=marginal_cross_entropy,
+            balanced=True,
+        ),
+        # Smaller steps with the loss that the model was pretrained with.
+        "gentle": Recipe(
+            name="gentle",
+            epochs=10,
+            batch_size=5,
+            optimizer=partial(torch.optim.AdamW, lr=1e-4, weight_decay=1e-5),
+            loss=marginal_dice_cross_entropy,
+            balanced=False,
+            flip_axes=(0, 1, 2),
+        ),
+    }
+)
+
+
+class TrainingDivergedError(InputError):
+    """The loss became NaN or infinite: the weights are worthless and must not be kept."""
+
+
+def fit(
+    network: nn.Module,
+    batches: Callable[[int], Iterable[Batch]],
+    learner: Learner,
+    *,
+    should_stop: ShouldStop,
+    progress: Progress,
+) -> FitReport:
+    """Train a network in place.
+
+    Parameters
+    ----------
+    network
+        Left in training mode, with the last weights.
+    batches
+        Gives the batches of an epoch, counted from 0, on the device of the network.
+    learner
+        Loss, optimiser and schedule.
+    should_stop
+        Asked before every batch.
+    progress
+        Called after every epoch.
+
+    Raises
+    ------
+    TrainingDivergedError
+        The loss is not finite.
+    """
+    start, steps = time.monotonic(), 0
+    losses: list[float] = []
+    network.train()
+    for epoch in range(learner.epochs):
+        epoch_losses = []
+        for batch in batches(epoch):
+            if should_stop():
+                return _report(losses, steps, start, stopped=True)
+            epoch_losses.append(_step(network, batch, learner))
+            steps += 1
+        losses.append(sum(epoch_losses) / max(1, len(epoch_losses)))
+        progress(epoch + 1, learner.epochs, losses[-1], time.monotonic() - start)
+    return _report(losses, steps, start, stopped=False)
+
+
+def train_increment(
+    package: ModelPackage,
+    cases: Sequence[TrainingCase],
+    recipe: Recipe,
+    *,
+    seed: int,
+    should_stop: ShouldStop,
+    progress: Progress,
+    device: str = "auto",
+) -> tuple[weights.Tensors, FitReport]:
+    """Tune a model on corrected cases.
+
+    One sample is a patch of the model's size centred on one reviewed slice (a slice on which at
+    least one label has a weight above 0); the other reviewed slices inside the patch count as well.
+    An epoch takes ``floor(n / batch size)`` steps, at least one, and no sample twice. Voxels that
+    nobody reviewed, and labels that a correction does not hold, give no gradient.
+
+    Parameters
+    ----------
+    package
+        The model to start from; left unchanged.
+    cases
+        At least one reviewed slice among them.
+    recipe
+        One of :data:`RECIPES`.
+    seed
+        Decides the order of the samples and the flips.
+    should_stop, progress
+        As in :func:`fit`. Stopped early, the weights are unfinished and the report says so.
+
+    Returns
+    -------
+        The last weights, on the CPU, and what was done.
+
+    Raises
+    ------
+    CorrectionError
+        No case has a reviewed slice, or a case does not fit the model.
+    TrainingDivergedError
+        The loss is not finite.
+    GpuMemoryError
+        The accelerator has too little memory.
+    """
+    samples = _samples([bring(case, package.plan) for case in cases], package, recipe)
+    if not samples:
+        raise CorrectionError(f"None of the {len(cases)} cases has a reviewed slice to train on.")
+    chosen = choose_device(device)
+    base = weights.read(package.weights_path)
+    network = networks.build(package.plan.network)
+    networks.load(network, base)
+    learner = Learner(
+        loss=partial(_partial_loss, recipe),
+        optimizer=recipe.optimizer(network.parameters()),
+        epochs=recipe.epochs,
+    )
+    batches = partial(_batches, samples, package.plan.patch_shape, recipe, seed, chosen)
+    try:
+        report = fit(network.to(chosen), batches, learner, should_stop=should_stop, progress=progress)
+    except torch.OutOfMemoryError as error:
+        raise GpuMemoryError(f"Too little memory on {chosen} to train {package.card.version}.") from error
+    tuned = networks.tensors_of(network)
+    return tuned, replace(
+        report,
+        unchanged=weights.is_equal(tuned, base),
+        n_patients=len({case.patient_key for case in cases}),
+        n_slices=len(samples),
+    )
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Make the generator of one epoch, so that an epoch does not depend on those before it."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+
+
+def _samples(volumes: Sequence[ReviewedVolume], package: ModelPackage, recipe: Recipe) -> list[_Sample]:
+    if recipe.balanced:
+        voxel_weights = dafne_weights(volumes, classes=package.plan.network.classes)
+    else:
+        voxel_weights = [volume.trust for volume in volumes]
+    return [
+        (volume, weight, centre)
+        for volume, weight in zip(volumes, voxel_weights, strict=True)
+        for centre in volume.centres
+    ]
+
+
+def _batches(
+    samples: Sequence[_Sample], shape: Triple, recipe: Recipe, seed: int, device: torch.device, epoch: int
+) -> Iterator[Batch]:
+    generator = epoch_generator(seed, epoch)
+    order = torch.randperm(len(samples), generator=generator).tolist()
+    steps = max(1, len(samples) // recipe.batch_size)
+    for step in range(steps):
+        chosen = [
+            samples[index] for index in order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        ]
+        patches = [cut(volume, weight, centre, shape) for volume, weight, centre in chosen]
+        batch = Batch(
+            images=torch.stack([patch.image for patch in patches])[:, None].to(device),  # (B, C, S, R, K)
+            labels=torch.stack([patch.labels for patch in patches]).to(device),
+            weights=torch.stack([patch.weights for patch in patches]).to(device),
+            known=torch.stack([patch.known for patch in patches]).to(device),
+        )
+        yield _flipped(batch, recipe.flip_axes, generator=generator)
+
+
+def _flipped(batch: Batch, axes: tuple[int, ...], *, generator: torch.Generator) -> Batch:
+    """Mirror the whole batch along each axis with probability one half."""
+    axes = tuple(axis - 3 for axis in axes if torch.rand((), generator=generator) < 0.5)
+    if not axes or batch.weights is None or batch.known is None:
+        return batch
+    return Batch(
+        images=batch.images.flip(axes),
+        labels=batch.labels.flip(axes),
+        weights=batch.weights.flip(axes),
+        known=batch.known.flip(axes),
+    )
+
+
+def _partial_loss(recipe: Recipe, logits: Tensor, batch: Batch) -> Tensor:
+    return recipe.loss(logits, batch.labels, weights=batch.weights, known=batch.known)
+
+
+def _step(network: nn.Module, batch: Batch, learner: Learner) -> float:
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=learner.bfloat16):
+        logits = network(batch.images)
+    loss = learner.loss(logits.float(), batch)
+    if not torch.isfinite(loss):
+        raise TrainingDivergedError(
+            f"The loss became {float(loss.detach())}; the weights of this training are unusable."
+        )
+    learner.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if learner.clip_norm is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), learner.clip_norm)
+    learner.optimizer.step()
+    if learner.schedule is not None:
+        learner.schedule.step()
+    if learner.average is not None:
+        learner.average.update_parameters(network)
+    return float(loss.detach())
+
+
+def _report(losses: list[float], steps: int, start: float, *, stopped: bool) -> FitReport:
+    return FitReport(
+        epochs=len(losses),
+        steps=steps,
+        losses=tuple(losses),
+        seconds=time.monotonic() - start,
+        stopped=stopped,
+    )

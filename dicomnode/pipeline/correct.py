@@ -1,0 +1,222 @@
+"""A segmentation came in: recognise it, compare it with our prediction, keep it as a training case."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+from pydicom import Dataset
+
+from dicomnode.casebook import Case
+from dicomnode.domain import (
+    Job,
+    LabelScore,
+    ModelCard,
+    Recognition,
+    SeriesInstanceUid,
+    SeriesState,
+    SopInstanceUid,
+    StoredInstance,
+)
+from dicomnode.errors import CorrectionError
+from dicomnode.imaging import corrections, seg_read
+from dicomnode.imaging.corrections import Known, Recognised, SentObject
+from dicomnode.imaging.identity import BoolArray
+from dicomnode.imaging.seg_read import DecodedSeg
+from dicomnode.imaging.series import SeriesVolume, to_volume
+from dicomnode.pipeline.routing import choose_route
+from dicomnode.pipeline.tools import Tools
+from dicomnode.store.records import CorrectionRecord, ResultRecord
+
+_UNFINISHED = frozenset({SeriesState.RECEIVING, SeriesState.QUEUED})
+_PAUSE = timedelta(seconds=10)  # until an early correction is looked at again
+_KEPT = frozenset({Recognition.CORRECTION, Recognition.PROBABLE_CORRECTION, Recognition.ACCEPTED_UNCHANGED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """A received segmentation beside what the site knows of its source series."""
+
+    received: StoredInstance
+    ds: Dataset
+    series: SeriesVolume
+    card: ModelCard
+    results: Sequence[ResultRecord]  # ours of that series, oldest first; the one that stands is the last
+    decoded: DecodedSeg
+    is_trusted: bool
+
+    @property
+    def source_uid(self) -> SeriesInstanceUid:
+        """The series that was segmented."""
+        return SeriesInstanceUid(self.series.sources[0].SeriesInstanceUID)
+
+
+def ingest_correction(job: Job, tools: Tools) -> None:
+    """Take one received SEG to a training case, or record why it is none."""
+    received = tools.store.series.instance(job.subject)
+    if received is None:
+        raise CorrectionError(f"no instance {job.subject} is known")
+    (ds,) = tools.spool.read([received])
+    source_uid = _source_series(ds, tools)
+    if tools.store.series.state(source_uid) in _UNFINISHED:
+        reason = f"waits until series {source_uid} is complete and segmented"
+        tools.store.jobs.defer(job, tools.now() + _PAUSE, now=tools.now(), reason=reason)
+        return
+    reading = _read(received, ds, source_uid, tools)
+    found, prediction = _recognise(reading, tools)
+    if found.is_suspect_flip:
+        raise CorrectionError(
+            f"SEG {reading.received.sop_instance_uid}: it fits our prediction far better with its slices in "
+            f"reverse order, as some viewers write them; save it again with a newer viewer"
+        )
+    scores: tuple[LabelScore, ...] = ()
+    case: Case | None = None
+    if _is_kept(found, reading):
+        scores = corrections.compare(
+            prediction,
+            reading.decoded,
+            reading.card,
+            absence_means_empty=tools.corrections.absence_means_empty,
+        )
+        case = _case(reading, prediction, tools)
+        tools.casebook.add(case)
+    tools.store.corrections.record(job, _record(reading, found, scores, case), now=tools.now())
+
+
+def _read(received: StoredInstance, ds: Dataset, source_uid: SeriesInstanceUid, tools: Tools) -> _Reading:
+    """Put the masks of a received segmentation on the grid of the images that it is about."""
+    series = to_volume(tools.spool.read(tools.store.series.instances_of(source_uid)))
+    results = sorted(tools.store.results.all_for_series(source_uid), key=lambda result: not result.superseded)
+    card = _card(series, results, tools)
+    author = corrections.author(ds, received.sender)
+    return _Reading(
+        received=received,
+        ds=ds,
+        series=series,
+        card=card,
+        results=results,
+        decoded=seg_read.decode(ds, sources=series.sources, card=card),
+        is_trusted=bool({received.sender, author} & set(tools.corrections.trusted_ae_titles)),
+    )
+
+
+def _source_series(ds: Dataset, tools: Tools) -> SeriesInstanceUid:
+    """The series that a segmentation is about: by its reference, else by the images that its frames name."""
+    named = seg_read.referenced_series(ds)
+    if named is None:
+        images = (tools.store.series.instance(uid) for uid in sorted(seg_read.referenced_instances(ds)))
+        found = {image.series_instance_uid for image in images if image is not None}
+        named = found.pop() if len(found) == 1 else None
+    if named is None or tools.store.series.get(named) is None:
+        raise CorrectionError(
+            f"SEG {ds.SOPInstanceUID}: the images that it was drawn on are not held here "
+            f"(series {named or 'not named'}); send the images, then the SEG again"
+        )
+    return SeriesInstanceUid(named)
+
+
+def _card(series: SeriesVolume, results: Sequence[ResultRecord], tools: Tools) -> ModelCard:
+    """Labels to read by: of the model whose result was corrected, else of the one that takes the series."""
+    if results:
+        return tools.shelf.package(results[-1].model_version).card
+    return tools.current_package(choose_route(series, tools.routes).model).card
+
+
+def _recognise(reading: _Reading, tools: Tools) -> tuple[Recognised, dict[str, BoolArray]]:
+    """What the object is, and the prediction of ours that it is to be compared with."""
+    latest = _prediction(reading, reading.results[-1], tools) if reading.results else {}
+    known = Known(
+        sent=[_sent(result) for result in reading.results],
+        prediction=latest,
+        model_name=reading.card.name,
+        is_trusted_sender=reading.is_trusted,
+    )
+    found = corrections.recognise(reading.ds, decoded=reading.decoded, known=known)
+    corrected = _result_of(reading, found.corrects.sop_instance_uid if found.corrects else None)
+    if corrected is None or corrected is reading.results[-1]:
+        return found, latest
+    return found, _prediction(reading, corrected, tools)
+
+
+def _result_of(reading: _Reading, sop_instance_uid: str | None) -> ResultRecord | None:
+    """The result of ours that was corrected; the one that stands where none is named."""
+    named = (result for result in reading.results if result.sop_instance_uid == sop_instance_uid)
+    return next(named, reading.results[-1] if reading.results else None)
+
+
+def _prediction(reading: _Reading, result: ResultRecord, tools: Tools) -> dict[str, BoolArray]:
+    stored = tools.store.series.instance(result.sop_instance_uid)
+    if stored is None:
+        raise CorrectionError(f"our result {result.sop_instance_uid} is no longer in the spool")
+    (ds,) = tools.spool.read([stored])
+    return dict(seg_read.decode(ds, sources=reading.series.sources, card=reading.card).masks)
+
+
+def _sent(result: ResultRecord) -> SentObject:
+    return SentObject(
+        sop_instance_uid=result.sop_instance_uid,
+        series_instance_uid=result.series_instance_uid,
+        voxels_sha256=result.voxels_sha256,
+        tracking_uids=frozenset(uid for _, uid in result.tracking_uids),
+    )
+
+
+def _is_kept(found: Recognised, reading: _Reading) -> bool:
+    """Corrections teach; so does an annotation by somebody the site trusts; if they speak of our labels."""
+    if not (reading.decoded.masks or reading.decoded.empty_labels):
+        return False
+    return found.kind in _KEPT or (found.kind is Recognition.NEW_ANNOTATION and reading.is_trusted)
+
+
+def _case(reading: _Reading, prediction: dict[str, BoolArray], tools: Tools) -> Case:
+    """Image, labels and what of them was reviewed, without anything that names the patient."""
+    absence = tools.corrections.absence_means_empty
+    first = reading.series.sources[0]
+    patient_key = tools.casebook.patient_key(
+        str(first.get("PatientID", "") or ""),
+        str(first.get("IssuerOfPatientID", "") or ""),
+        study_instance_uid=str(first.StudyInstanceUID),
+    )
+    weights = corrections.reviewed_weights(
+        prediction, reading.decoded, reading.card, absence_means_empty=absence
+    )
+    known = [row for row, _ in enumerate(reading.card.segments) if weights[row].any()]
+    return Case(
+        case_id=tools.casebook.case_id(reading.source_uid),
+        patient_key=patient_key,
+        split=tools.casebook.split_of(patient_key),
+        model_name=reading.card.name,
+        image=np.asarray(reading.series.image.array, dtype=np.float32),
+        affine=np.asarray(reading.series.image.affine, dtype=np.float64),
+        labels=corrections.correction_labels(
+            prediction, reading.decoded, reading.card, absence_means_empty=absence
+        ),
+        reviewed=weights[known],
+        labels_known=tuple(reading.card.segments[row].label for row in known),
+        source_digest=tools.store.series.revision_digest(reading.source_uid),
+        created_at=reading.received.received_at,
+    )
+
+
+def _record(
+    reading: _Reading, found: Recognised, scores: tuple[LabelScore, ...], case: Case | None
+) -> CorrectionRecord:
+    edited = {index for score in scores for index in score.edited_slices}
+    corrected = found.corrects.sop_instance_uid if found.corrects else None
+    result = _result_of(reading, corrected)
+    return CorrectionRecord(
+        sop_instance_uid=reading.received.sop_instance_uid,
+        recognition=found.kind,
+        source_series_uid=reading.source_uid,
+        result_sop_uid=SopInstanceUid(corrected) if corrected else None,
+        model_name=reading.card.name,
+        model_version=result.model_version if result else None,
+        scores=scores,
+        author=corrections.author(reading.ds, reading.received.sender),
+        sender=reading.received.sender,
+        reasons=found.reasons,
+        case_id=case.case_id if case else None,
+        patient_key=case.patient_key if case else None,
+        split=case.split if case else None,
+        corrected_slices=len(edited),
+    )

@@ -1,0 +1,52 @@
+"""How a process of ours begins and ends: signals, the death of its supervisor, and foreseen errors."""
+
+import os
+import signal
+import sys
+import threading
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+
+from dicomnode.errors import ConfigError, DicomNodeError
+
+CONFIGURATION_FAULT = 2  # exit status of a process that cannot run as configured: a restart would not help
+PARENT_VARIABLE = "DICOMNODE_SUPERVISOR_PID"
+
+
+def run_to_the_end(command: Callable[[], object]) -> None:
+    """Run a command; an error that was foreseen is told in one line, with the exit status 2 or 1."""
+    try:
+        command()
+    except DicomNodeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(CONFIGURATION_FAULT if isinstance(error, ConfigError) else 1)
+
+
+def config_argument() -> Path | None:
+    """The ``--config FILE`` of a process that its supervisor starts as a module of its own."""
+    parser = ArgumentParser()
+    parser.add_argument("--config", type=Path, default=os.environ.get("DICOMNODE_CONFIG"))
+    path: Path | None = parser.parse_args().config
+    return path
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM, SIGINT or the death of the supervisor sets; call from the main thread."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is not None:
+        threading.Thread(
+            target=_watch_parent, args=(int(parent), stop.set), name="parent-watch", daemon=True
+        ).start()
+    return stop
+
+
+def _watch_parent(pid: int, orphaned: Callable[[], None]) -> None:
+    """A role must not outlive its supervisor: a second one would find the port and the files taken."""
+    pause = threading.Event()
+    while os.getppid() == pid:
+        pause.wait(1.0)
+    orphaned()

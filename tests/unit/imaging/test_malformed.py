@@ -1,0 +1,92 @@
+"""Objects with broken attributes are read or refused with a reason; they never look like a bug of ours."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
+
+from dicomnode.errors import InputError
+from dicomnode.imaging import corrections, seg_read, seg_write
+from dicomnode.imaging.series import to_volume
+from tests.imaging_builders import NOW, make_card, part_10, plain_series
+
+CARD = make_card()
+SHAPE = (6, 5, 6)
+BROKEN = (b"", b"abc ", b"\xff" * 6, b"1\\2", b"99999999999 ", b"-1", b"\x00" * 4, b"nan ")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def places(ds):
+    for tag in list(ds.keys()):
+        yield ds, tag
+        if ds[tag].VR == "SQ":
+            for item in ds[tag].value:
+                yield from places(item)
+
+
+def damage(ds, chance):
+    """Remove, empty or overwrite one element anywhere in a data set."""
+    parent, tag = chance.choice(list(places(ds)))
+    kind = chance.random()
+    if kind < 0.35:
+        del parent[tag]
+    elif kind < 0.5:
+        parent[tag].value = [] if parent[tag].VR == "SQ" else None
+    else:
+        vr = chance.choice([parent[tag].VR, "UN", "LO", "DS", "US"])
+        vr = "UN" if len(vr) > 2 or vr == "SQ" else vr
+        raw = chance.choice(BROKEN)
+        parent._dict[tag] = RawDataElement(tag, vr, len(raw), raw, 0, False, True)
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return plain_series(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def labels(sources):
+    numbers = np.zeros(SHAPE, np.uint8)
+    numbers[1:4, 1:3, 1:4], numbers[3:6, 4, 0:4] = 1, 2
+    return to_volume(sources).image.with_array(numbers)
+
+
+@pytest.fixture(scope="module")
+def encoded(sources, labels):
+    return part_10(seg_write.encode(labels, sources=sources, card=CARD, created_at=NOW).ds)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_segmentation_is_read_or_refused(seed, sources, encoded):
+    ds = dcmread(io.BytesIO(encoded))
+    damage(ds, random.Random(seed))
+    known = corrections.Known(sent=[], prediction={}, model_name=CARD.name)
+    try:
+        seg_read.referenced_series(ds)
+        seg_read.referenced_instances(ds)
+        decoded = seg_read.decode(ds, sources=sources, card=CARD)
+    except InputError as refusal:
+        assert str(refusal)  # noqa: PT017  # either outcome is right; a refusal must say why
+    else:
+        corrections.recognise(ds, decoded=decoded, known=known)
+        corrections.author(ds, "SENDER")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_series_with_one_damaged_image_is_segmented_or_refused(seed, sources, labels):
+    chance = random.Random(seed)
+    datasets = [dcmread(io.BytesIO(part_10(ds))) for ds in sources]
+    damage(chance.choice(datasets), chance)
+    try:
+        image = to_volume(datasets).image
+        encoded = seg_write.encode(
+            image.with_array(labels.array), sources=datasets, card=CARD, created_at=NOW
+        )
+    except InputError as refusal:
+        assert str(refusal)  # noqa: PT017  # either outcome is right; a refusal must say why
+    else:
+        assert part_10(encoded.ds)

@@ -1,0 +1,264 @@
+"""What a received segmentation is, how it differs from ours, and what of it was reviewed."""
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from dicomnode.domain import Recognition
+from dicomnode.imaging import corrections, seg_read, seg_write
+from dicomnode.imaging.corrections import Known, SentObject
+from dicomnode.imaging.seg_read import DecodedSeg
+from dicomnode.imaging.series import to_volume
+from tests.imaging_builders import NOW, foreign_seg, item, make_card, plain_series, reread
+
+CARD = make_card()
+ANTERIOR, POSTERIOR = "Hippocampus anterior", "Hippocampus posterior"
+SHAPE = (6, 5, 6)
+
+
+def block(slices, rows, columns):
+    mask = np.zeros(SHAPE, bool)
+    mask[slices, rows, columns] = True
+    return mask
+
+
+OURS = {ANTERIOR: block(slice(1, 4), slice(1, 3), slice(1, 4)), POSTERIOR: block(slice(3, 6), 4, slice(0, 4))}
+
+
+def decoded(masks, *, empty=(), unmapped=None):
+    return DecodedSeg(
+        sop_instance_uid="1.2.3",
+        referenced_series_uid="1.2.4",
+        shape=SHAPE,
+        masks=masks,
+        empty_labels=empty,
+        unmapped=unmapped or {},
+        flags=(),
+    )
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return plain_series(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def sent(sources):
+    image = to_volume(sources).image
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[OURS[ANTERIOR]], labels[OURS[POSTERIOR]] = 1, 2
+    return seg_write.encode(image.with_array(labels), sources=sources, card=CARD, created_at=NOW)
+
+
+@pytest.fixture
+def known(sent):
+    record = SentObject(
+        sop_instance_uid=sent.sop_instance_uid,
+        series_instance_uid=sent.series_instance_uid,
+        voxels_sha256=sent.voxels_sha256,
+        tracking_uids=frozenset(uid for _, uid in sent.tracking_uids),
+    )
+    return Known(sent=[record], prediction=OURS, model_name="hippocampus")
+
+
+def recognise(ds, sources, known):
+    return corrections.recognise(ds, decoded=seg_read.decode(ds, sources=sources, card=CARD), known=known)
+
+
+def from_viewer(sources, masks, **options):
+    numbers = {ANTERIOR: 1, POSTERIOR: 2}
+    frames = [
+        (numbers[label], int(k), mask[k])
+        for label, mask in masks.items()
+        for k in np.flatnonzero(mask.any((1, 2)))
+    ]
+    return foreign_seg(sources, frames, **options)
+
+
+def test_our_object_with_our_voxels_is_a_loop_back(sources, sent, known):
+    assert recognise(reread(sent.ds), sources, known).kind is Recognition.LOOP_BACK
+
+
+def test_our_uid_with_other_voxels_is_a_correction_in_place(sources, sent, known):
+    ds = from_viewer(sources, {ANTERIOR: OURS[ANTERIOR]})
+    ds.SOPInstanceUID = sent.sop_instance_uid
+
+    found = recognise(ds, sources, known)
+
+    assert found.kind is Recognition.CORRECTION
+    assert "own UID with other voxels" in found.reasons[0]
+
+
+def test_our_voxels_from_our_device_under_a_coerced_uid_are_a_loop_back(sources, sent, known):
+    ds = reread(sent.ds)
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+
+    assert recognise(ds, sources, known).kind is Recognition.LOOP_BACK
+
+
+def test_our_voxels_saved_by_a_viewer_are_accepted_unchanged(sources, known):
+    found = recognise(from_viewer(sources, OURS), sources, known)
+
+    assert found.kind is Recognition.ACCEPTED_UNCHANGED
+    assert found.corrects is known.sent[0]
+
+
+def test_a_reference_to_our_object_makes_a_correction(sources, known):
+    ds = from_viewer(sources, {ANTERIOR: block(0, 0, 0)})
+    predecessor = item(ReferencedSOPInstanceUID=known.sent[0].sop_instance_uid)
+    ds.PredecessorDocumentsSequence = [
+        item(ReferencedSeriesSequence=[item(ReferencedSOPSequence=[predecessor])])
+    ]
+
+    found = recognise(ds, sources, known)
+
+    assert (found.kind, found.reasons[0]) == (Recognition.CORRECTION, "it references our object")
+
+
+def test_a_new_object_in_our_series_is_a_correction(sources, known):
+    ds = from_viewer(sources, {ANTERIOR: block(0, 0, 0)})
+    ds.SeriesInstanceUID = known.sent[0].series_instance_uid
+
+    assert recognise(ds, sources, known).kind is Recognition.CORRECTION
+
+
+def test_our_tracking_uid_makes_a_correction(sources, sent, known):
+    ds = from_viewer(sources, {ANTERIOR: block(0, 0, 0)})
+    ds.SegmentSequence[0].TrackingUID = sent.tracking_uids[0][1]
+
+    assert recognise(ds, sources, known).kind is Recognition.CORRECTION
+
+
+def test_a_similar_object_from_a_viewer_is_a_probable_correction(sources, known):
+    edited = OURS[ANTERIOR].copy()
+    edited[1, 1, 1] = False
+
+    assert (
+        recognise(from_viewer(sources, {ANTERIOR: edited}), sources, known).kind
+        is Recognition.PROBABLE_CORRECTION
+    )
+
+
+def test_the_automatic_type_of_an_edited_segment_does_not_make_it_foreign(sources, known):
+    edited = OURS[ANTERIOR].copy()
+    edited[1, 1, 1] = False
+    ds = from_viewer(sources, {ANTERIOR: edited})
+    for segment in ds.SegmentSequence:
+        segment.SegmentAlgorithmType, segment.SegmentAlgorithmName = "AUTOMATIC", "hippocampus"
+
+    assert recognise(ds, sources, known).kind is Recognition.PROBABLE_CORRECTION
+
+
+def test_the_result_of_another_vendor_is_foreign_even_if_it_resembles_ours(sources, known):
+    edited = OURS[ANTERIOR].copy()
+    edited[1, 1, 1] = False
+    ds = from_viewer(sources, {ANTERIOR: edited}, manufacturer="Other AI")
+    for segment in ds.SegmentSequence:
+        segment.SegmentAlgorithmType, segment.SegmentAlgorithmName = "AUTOMATIC", "OtherNet"
+
+    assert recognise(ds, sources, known).kind is Recognition.FOREIGN
+
+
+def test_an_object_without_a_label_of_the_model_is_foreign(sources, known):
+    ds = foreign_seg(sources, [(1, 0, block(0, 0, 0)[0])], labels=("Cyst", "Bone"))
+
+    assert recognise(ds, sources, known).kind is Recognition.FOREIGN
+
+
+def test_an_unlike_object_is_a_new_annotation(sources, known):
+    found = recognise(from_viewer(sources, {ANTERIOR: block(0, 0, 0)}), sources, known)
+
+    assert found.kind is Recognition.NEW_ANNOTATION
+    assert "not trusted" in found.reasons[0]
+
+
+def test_slices_in_reverse_order_are_suspected(sources, known):
+    mirrored = {label: mask[::-1] for label, mask in OURS.items()}
+
+    assert recognise(from_viewer(sources, mirrored), sources, known).is_suspect_flip
+    assert not recognise(from_viewer(sources, OURS), sources, known).is_suspect_flip
+
+
+def test_the_score_counts_only_labels_that_the_correction_speaks_of():
+    edited = OURS[ANTERIOR].copy()  # 18 voxels
+    edited[2, 1, 1] = False
+    edited[3, 0, 0] = True
+
+    scores = corrections.compare(OURS, decoded({ANTERIOR: edited}), CARD)
+
+    assert [score.label for score in scores] == [ANTERIOR]
+    assert scores[0].dice == pytest.approx(2 * 17 / (18 + 18))
+    assert scores[0].edited_slices == (2, 3)
+    assert (scores[0].prediction_voxels, scores[0].correction_voxels) == (18, 18)
+
+
+def test_a_listed_label_without_voxels_was_emptied_and_an_absent_one_is_unknown():
+    listed = corrections.compare(OURS, decoded({}, empty=(POSTERIOR,)), CARD)
+    by_policy = corrections.compare(OURS, decoded({}), CARD, absence_means_empty=True)
+
+    assert [(score.label, score.dice, score.edited_slices) for score in listed] == [
+        (POSTERIOR, 0.0, (3, 4, 5))
+    ]
+    assert [score.label for score in by_policy] == [ANTERIOR, POSTERIOR]
+
+
+def test_a_label_that_is_empty_on_both_sides_agrees():
+    (score,) = corrections.compare({}, decoded({}, empty=(ANTERIOR,)), CARD)
+
+    assert (score.dice, score.edited_slices) == (1.0, ())
+
+
+def test_reviewed_weights_follow_the_edited_range_and_the_extent():
+    ours = {ANTERIOR: block(slice(0, 6), 1, 1)}
+    edited = ours[ANTERIOR].copy()
+    edited[3, 2, 2] = True
+
+    weights = corrections.reviewed_weights(ours, decoded({ANTERIOR: edited}), CARD)
+
+    # edited slice 3, seen on 2 and 4; elsewhere within the extent left as it was; posterior unknown
+    np.testing.assert_array_equal(weights, [[0.5, 0.5, 1, 1, 1, 0.5], [0, 0, 0, 0, 0, 0]])
+    assert weights.dtype == np.float32
+
+
+def test_slices_outside_extent_and_range_are_unknown():
+    ours = {ANTERIOR: block(slice(1, 3), 1, 1)}
+
+    weights = corrections.reviewed_weights(ours, decoded(ours), CARD)
+
+    np.testing.assert_array_equal(weights[0], [0, 0.5, 0.5, 0, 0, 0])
+    whole = corrections.reviewed_weights(ours, decoded(ours), CARD, is_whole_study_read=True)
+    np.testing.assert_array_equal(whole[0], [0, 1, 1, 0, 0, 0])
+
+
+def test_training_labels_take_the_correction_and_keep_ours_where_it_is_silent():
+    edited = block(slice(3, 5), 4, slice(0, 2))  # overlaps our posterior
+
+    labels = corrections.correction_labels(OURS, decoded({ANTERIOR: edited}), CARD)
+
+    assert labels[3, 4, 0] == 1
+    assert labels[3, 4, 2] == 2
+    assert labels[1, 1, 1] == 0
+    assert labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("operators", "creator", "expected"),
+    [
+        ("Doe^Jane", "Slicer", "Doe^Jane"),
+        (["A^B", "C^D"], "", "A^B; C^D"),
+        (None, "Roe^Rita", "Roe^Rita"),
+        (None, "MITK", "WORKSTATION"),
+        (None, None, "WORKSTATION"),
+    ],
+)
+def test_the_author_is_the_operator_then_the_creator_then_the_sender(operators, creator, expected):
+    ds = Dataset()
+    ds.OperatorsName, ds.ContentCreatorName = operators, creator
+
+    assert corrections.author(reread_header(ds), "WORKSTATION") == expected
+
+
+def reread_header(ds):
+    full = plain_series((2, 3, 3))[0]
+    full.update(ds)
+    return reread(full)

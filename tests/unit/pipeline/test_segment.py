@@ -1,0 +1,208 @@
+"""From a quiet series to one result that is queued once for each destination."""
+
+from dataclasses import replace
+
+import pytest
+from pydicom import dcmread
+
+from dicomnode.domain import Destination, JobKind, JobState, SeriesState
+from dicomnode.errors import LeaseLostError, ResourceError, SpoolFullError, UnsupportedSeriesError
+from dicomnode.pipeline.segment import segment, segment_series
+from dicomnode.spool import Spool
+from dicomnode.store.records import DeliveryState
+from tests.pipeline_builders import BACK, FRONT, MODEL, Scene, mr_series, tiny_weights
+
+PEER = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=1)
+
+
+def seg_files(scene: Scene) -> list[str]:
+    return sorted(
+        str(path)
+        for path in (scene.folder / "spool").glob("[0-9]*/*.dcm")
+        if dcmread(path, stop_before_pixels=True).Modality == "SEG"
+    )
+
+
+def deliveries(scene: Scene) -> int:
+    return sum(
+        n for (kind, _), n in scene.tools.store.jobs.counts().items() if kind is JobKind.DELIVER_RESULT
+    )
+
+
+def test_a_series_becomes_one_result_and_one_delivery_for_each_destination(scene):
+    archive = replace(PEER, name="archive")
+    both = scene.with_changes(destinations={"pacs": PEER, "archive": archive})
+    series = mr_series()
+
+    result = both.segment(series)
+
+    uid = series[0].SeriesInstanceUID
+    store = scene.tools.store
+    assert result.source_series_uid == uid
+    assert result.model_version == store.models.current(MODEL).version
+    assert [d.destination for d in store.results.deliveries_of(result.sop_instance_uid)] == [
+        "pacs",
+        "archive",
+    ]
+    assert store.series.get(uid).state is SeriesState.SEGMENTED
+    found = both.found(series)
+    assert dict(result.voxels) == {FRONT: int(found[FRONT].sum()), BACK: int(found[BACK].sum())}
+    # 1 mm voxels: a thousand of them are a millilitre.
+    assert dict(result.millilitres)[FRONT] == pytest.approx(found[FRONT].sum() / 1000)
+    assert [step for step, _ in result.seconds] == ["read", "load model", "segment", "write SEG"]
+
+
+def test_a_route_that_names_its_destinations_sends_nowhere_else(scene):
+    (route,) = scene.tools.routes
+    only = scene.with_changes(
+        destinations={"pacs": PEER, "archive": replace(PEER, name="archive")},
+        routes=(route.model_copy(update={"destinations": ("archive",)}),),
+    )
+
+    result = only.segment(mr_series())
+
+    sent = scene.tools.store.results.deliveries_of(result.sop_instance_uid)
+    assert [d.destination for d in sent] == ["archive"]
+
+
+def test_a_repeat_after_a_crash_before_the_last_transaction_ends_alike(scene):
+    series = mr_series()
+    scene.receive(series)
+    scene.quiet()
+    job = scene.claim(JobKind.SEGMENT_SERIES, owner="dies")
+    # What the story had done when it was killed: everything but its transaction.
+    tools = scene.tools
+    instances = tools.store.series.instances_of(job.subject)
+    made = segment(
+        tools.spool.read(instances),
+        routes=tools.routes,
+        model_named=tools.current_model,
+        made_at=max(instance.received_at for instance in instances),
+        revision=job.digest,
+    )
+    left = tools.spool.write_result(made.seg.ds, sender=tools.ae_title, created_at=tools.now())
+    scene.later()
+
+    again = scene.claim(JobKind.SEGMENT_SERIES, owner="lives")
+    segment_series(again, tools)
+
+    result = tools.store.results.latest_for_series(job.subject)
+    assert again.attempt == 2
+    assert (result.sop_instance_uid, result.path) == (left.sop_instance_uid, left.path)
+    assert len(seg_files(scene)) == 1
+    assert deliveries(scene) == 1
+
+
+def test_a_worker_that_lost_its_lease_records_nothing(scene):
+    scene.receive(mr_series())
+    scene.quiet()
+    slow = scene.claim(JobKind.SEGMENT_SERIES, owner="slow")
+    scene.later()
+    quick = scene.claim(JobKind.SEGMENT_SERIES, owner="quick")
+
+    with pytest.raises(LeaseLostError):
+        segment_series(slow, scene.tools)
+
+    assert scene.tools.store.results.latest_for_series(slow.subject) is None
+    segment_series(quick, scene.tools)
+    assert len(seg_files(scene)) == 1
+    assert deliveries(scene) == 1
+
+
+def test_a_series_that_is_sent_and_segmented_again_is_not_delivered_again(scene):
+    series = mr_series()
+    first = scene.segment(series)
+    store = scene.tools.store
+
+    store.series.force(series[0].SeriesInstanceUID, now=scene.clock())
+    segment_series(scene.claim(JobKind.SEGMENT_SERIES), scene.tools)
+
+    second = store.results.latest_for_series(series[0].SeriesInstanceUID)
+    assert second.sop_instance_uid == first.sop_instance_uid
+    assert deliveries(scene) == 1
+
+
+def test_a_late_image_makes_a_new_result_that_replaces_the_first(scene):
+    series = mr_series()
+    first = scene.segment(series[:-1])
+
+    second = scene.segment(series[-1:])
+
+    store = scene.tools.store
+    assert second.sop_instance_uid != first.sop_instance_uid
+    assert second.series_instance_uid != first.series_instance_uid
+    assert store.results.by_sop_uid(first.sop_instance_uid).superseded
+    (old,) = store.results.deliveries_of(first.sop_instance_uid)
+    assert old.state is DeliveryState.SUPERSEDED
+
+
+def test_a_job_of_an_older_revision_leaves_the_series_to_the_newer_one(scene):
+    series = mr_series()
+    scene.receive(series[:-1])
+    scene.quiet()
+    job = scene.claim(JobKind.SEGMENT_SERIES)
+    scene.receive(series[-1:])
+
+    segment_series(job, scene.tools)
+
+    row = scene.tools.store.jobs.get(job.id)
+    assert (row.state, row.reason) == (
+        JobState.DONE,
+        "a later image came; its own job segments the series",
+    )
+    assert scene.tools.store.series.state(job.subject) is SeriesState.RECEIVING
+    assert seg_files(scene) == []
+
+
+def test_nothing_found_is_said_and_nothing_is_sent(scene):
+    scene.use(tiny_weights(background=1000.0))
+    series = mr_series()
+
+    assert scene.segment(series) is None
+
+    row = scene.tools.store.series.get(series[0].SeriesInstanceUID)
+    assert row.state is SeriesState.SEGMENTED
+    assert "no voxel" in row.reason
+    assert (seg_files(scene), deliveries(scene)) == ([], 0)
+
+
+def test_a_full_disk_in_the_middle_leaves_the_job_to_be_tried_again(scene):
+    series = mr_series()
+    scene.receive(series)
+    scene.quiet()
+    job = scene.claim(JobKind.SEGMENT_SERIES)
+    full = replace(scene.tools, spool=Spool(scene.folder / "spool", minimum_free_bytes=2**60))
+
+    with pytest.raises(SpoolFullError, match="free some space"):
+        segment_series(job, full)
+
+    assert scene.tools.store.series.state(job.subject) is SeriesState.QUEUED
+    segment_series(job, scene.tools)  # when there is room again
+    assert len(seg_files(scene)) == 1
+
+
+def test_a_version_in_use_that_is_missing_on_the_shelf_is_no_fault_of_the_series(scene):
+    scene.receive(mr_series())
+    scene.quiet()
+    job = scene.claim(JobKind.SEGMENT_SERIES)
+    version = scene.tools.current_record(MODEL).version
+    folder = scene.tools.shelf.folder(version)
+    folder.rename(scene.folder / "elsewhere")
+
+    with pytest.raises(ResourceError, match=r"restore its folder.*models promote"):
+        segment_series(job, scene.tools)
+
+    (scene.folder / "elsewhere").rename(folder)
+    segment_series(job, scene.tools)
+    assert scene.tools.store.results.latest_for_series(job.subject).model_version == version
+
+
+def test_a_series_that_no_model_takes_says_why_without_naming_the_patient(scene):
+    scene.receive(mr_series(shape=(5, 12, 14), patient_id="SECRET-7"))
+    scene.quiet()
+
+    with pytest.raises(UnsupportedSeriesError, match="5 slices, at least 6 wanted") as caught:
+        segment_series(scene.claim(JobKind.SEGMENT_SERIES), scene.tools)
+
+    assert "SECRET" not in str(caught.value)
+    assert "Nobody" not in str(caught.value)

@@ -1,0 +1,241 @@
+"""Settings: defaults, strictness, and messages that an administrator can act on."""
+
+import re
+import tomllib
+from datetime import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dicomnode.configfile import Key, Section, keys
+from dicomnode.domain import Destination
+from dicomnode.errors import ConfigError
+from dicomnode.settings import (
+    AggregatorSettings,
+    NodeSettings,
+    TrainingSettings,
+    load_aggregator_settings,
+    load_node_settings,
+    shipped_models_folder,
+)
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+TWO_PEERS = """
+[[routes]]
+name = "brain"
+model = "hippocampus"
+{route}
+[[destinations]]
+name = "pacs"
+ae_title = "PACS"
+host = "pacs.example.org"
+port = 104
+[[destinations]]
+name = "archive"
+ae_title = "ARCHIVE"
+host = "192.0.2.1"
+port = 11112
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "node.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaint(folder: Path, text: str) -> str:
+    path = written(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        load_node_settings(path)
+    return str(caught.value).replace(str(path), "node.toml")
+
+
+def test_the_node_file_in_the_repository_holds_the_embedded_defaults() -> None:
+    assert load_node_settings(CONFIG / "node.toml") == load_node_settings(None)
+
+
+def test_the_aggregator_file_in_the_repository_holds_the_embedded_defaults() -> None:
+    assert load_aggregator_settings(CONFIG / "aggregator.toml") == load_aggregator_settings(None)
+
+
+@pytest.mark.parametrize(("model", "name"), [(NodeSettings, "node"), (AggregatorSettings, "aggregator")])
+def test_the_files_in_the_repository_show_every_key(model: type[Section], name: str) -> None:
+    text = (CONFIG / f"{name}.toml").read_text(encoding="utf-8")
+    text = re.sub(r"^# (\[\[destinations]]|(name|ae_title|host|port) = )", r"\1", text, flags=re.MULTILINE)
+    content = tomllib.loads(text)
+    for key in keys(model):
+        section, _, last = key.name.rpartition(".")
+        table = content[section.removesuffix("[]")]
+        assert last in (table[0] if isinstance(table, list) else table), key.name
+
+
+def test_the_configurations_that_the_documents_show_can_be_used(tmp_path: Path) -> None:
+    pages = [CONFIG.parent / "README.md", *(CONFIG.parent / "docs").glob("*.md")]
+    blocks = [
+        block for page in pages for block in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    shown = [block for block in blocks if not block.startswith("format")]  # those are labels.toml
+    assert len(shown) >= 3
+    for block in shown:
+        load_node_settings(written(tmp_path, block))
+
+
+def test_every_key_has_a_meaning() -> None:
+    described: list[Key] = [*keys(NodeSettings), *keys(AggregatorSettings)]
+    assert [key.name for key in described if not key.meaning] == []
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    said = complaint(tmp_path, "[scp]\nprot = 104\n")
+    assert said == 'node.toml: unknown key "scp.prot"; did you mean "scp.port"?'
+
+
+def test_a_key_in_the_wrong_section_is_pointed_home(tmp_path: Path) -> None:
+    said = complaint(tmp_path, '[scp]\ndata_dir = "x"\n')
+    assert said == 'node.toml: unknown key "scp.data_dir"; did you mean "node.data_dir"?'
+
+
+def test_an_unknown_section_is_named(tmp_path: Path) -> None:
+    assert complaint(tmp_path, "[wrok]\n") == 'node.toml: unknown key "wrok"; did you mean "work"?'
+
+
+def test_an_unknown_key_like_nothing_gets_the_list_of_sections(tmp_path: Path) -> None:
+    said = complaint(tmp_path, "[qqqqqq]\n")
+    assert said.startswith('node.toml: unknown key "qqqqqq"; known sections: corrections, database,')
+
+
+def test_an_unknown_key_in_a_list_of_tables_carries_its_index(tmp_path: Path) -> None:
+    said = complaint(tmp_path, '[[routes]]\nname = "a"\nmodel = "b"\nmodallity = ["MR"]\n')
+    assert said == 'node.toml: unknown key "routes[0].modallity"; did you mean "routes[0].modality"?'
+
+
+def test_all_faults_of_a_file_are_reported_together(tmp_path: Path) -> None:
+    said = complaint(tmp_path, "[scp]\nprot = 1\nport = 70000\n[work]\ntick_s = 0\n")
+    assert len(said.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[scp]\nport = 70000\n", "scp.port is 70000; allowed: a TCP port, 1 to 65535; 0 takes a free one"),
+        ('[scp]\nport = "104"\n', 'scp.port is "104"; allowed: a TCP port, 1 to 65535; 0 takes a free one'),
+        ("[work]\ntick_s = 0\n", "work.tick_s is 0; allowed: a number, above 0"),
+        ("[work]\ntick_s = nan\n", "work.tick_s is NaN; allowed: a number, above 0"),
+        ("[training]\nenabled = 1\n", "training.enabled is 1; allowed: true or false"),
+        ('[node]\nlog_format = "xml"\n', 'node.log_format is "xml"; allowed: "console" or "json"'),
+        ("[node]\nlog_level = 2026-01-01\n", 'node.log_level is "2026-01-01"; allowed: "debug"'),
+        ('[training]\nwindow = "2-5"\n', 'training.window is "2-5"; allowed: two times of day such as'),
+        ('[federation]\nurl = "http://x"\n', 'federation.url is "http://x"; allowed: an https:// URL'),
+        ("scp = 3\n", '"scp" is a section: write it as [scp] with keys below it'),
+        ('[[routes]]\nname = "a"\n', '"routes[0].model" is missing; allowed: 1 to 64 letters'),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_answered_with_what_is(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    assert complaint(tmp_path, text).startswith(f"node.toml: {expected}")
+
+
+@pytest.mark.parametrize("title", ["", " PACS", "PACS ", "SEVENTEEN_LETTERS", "BACK\\\\SLASH", "MÜNCHEN"])
+def test_an_impossible_ae_title_is_refused(tmp_path: Path, title: str) -> None:
+    assert "16 printable ASCII characters" in complaint(tmp_path, f'[scp]\nae_title = "{title}"\n')
+
+
+def test_broken_toml_is_reported_with_its_line(tmp_path: Path) -> None:
+    said = complaint(tmp_path, "[scp]\nport = 104\nhost 1\n")
+    assert said.startswith("node.toml: not valid TOML:")
+    assert "line 3" in said
+
+
+def test_bytes_that_are_no_text_are_reported_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_bytes(b'[node]\nsite_name = "\xff"\n')
+    with pytest.raises(ConfigError, match=r"not UTF-8 \(at line 2\)"):
+        load_node_settings(path)
+
+
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read: No such file"):
+        load_node_settings(tmp_path / "absent.toml")
+
+
+def test_a_password_in_the_database_url_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    said = complaint(tmp_path, '[database]\nurl = "postgresql+psycopg://node:hunter2@db/site"\n')
+    assert said.startswith("node.toml: database.url: holds a password")
+    assert "hunter2" not in said
+
+
+def test_a_database_of_another_kind_is_refused(tmp_path: Path) -> None:
+    assert "must begin with one of sqlite," in complaint(tmp_path, '[database]\nurl = "mysql://db/site"\n')
+
+
+def test_a_route_to_an_unknown_destination_is_refused(tmp_path: Path) -> None:
+    said = complaint(tmp_path, TWO_PEERS.format(route='destinations = ["pasc"]'))
+    assert said == 'node.toml: routes[0].destinations: no destination "pasc"; there is: "pacs", "archive"'
+
+
+def test_a_name_used_twice_is_refused(tmp_path: Path) -> None:
+    said = complaint(tmp_path, TWO_PEERS.format(route="").replace('"archive"', '"pacs"'))
+    assert said == 'node.toml: destinations: the name "pacs" is used twice; names must differ'
+
+
+def test_federation_without_an_address_is_refused(tmp_path: Path) -> None:
+    assert "federation.url is empty" in complaint(tmp_path, "[federation]\nenabled = true\n")
+
+
+def test_a_route_that_names_no_destination_sends_to_all(tmp_path: Path) -> None:
+    settings = load_node_settings(written(tmp_path, TWO_PEERS.format(route="")))
+    assert [peer.name for peer in settings.destinations_of(settings.routes[0])] == ["pacs", "archive"]
+
+
+def test_a_route_sends_to_the_destinations_that_it_names(tmp_path: Path) -> None:
+    settings = load_node_settings(written(tmp_path, TWO_PEERS.format(route='destinations = ["archive"]')))
+    archive = Destination(name="archive", ae_title="ARCHIVE", host="192.0.2.1", port=11112)
+    assert settings.destinations_of(settings.routes[0]) == (archive,)
+
+
+def test_a_destination_that_left_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='no destination "old"'):
+        load_node_settings(written(tmp_path, "")).destination("old")
+
+
+def test_relative_paths_start_at_the_file_but_data_dir_at_the_working_folder(tmp_path: Path) -> None:
+    text = '[node]\ndata_dir = "d"\n[models]\nfolder = "m"\n[federation]\nca_file = "ca.pem"\n'
+    settings = load_node_settings(written(tmp_path, text))
+    assert settings.node.data_dir == Path.cwd() / "d"
+    assert settings.packages_dir == tmp_path / "m"
+    assert settings.federation.ca_file == tmp_path / "ca.pem"
+
+
+def test_an_empty_database_url_means_sqlite_in_the_data_folder(tmp_path: Path) -> None:
+    settings = load_node_settings(written(tmp_path, f"[node]\ndata_dir = '{tmp_path}'\n"))
+    assert settings.database_url == f"sqlite:///{tmp_path}/node.sqlite"
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = load_node_settings(None)
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.scp.port = 1  # type: ignore[misc]  # that it cannot be done is the test
+
+
+@pytest.mark.parametrize(
+    ("window", "inside", "outside"),
+    [("02:00-05:00", "02:00", "05:00"), ("22:00-05:00", "23:30", "12:00"), ("22:00-05:00", "04:59", "05:00")],
+)
+def test_the_training_window_opens_and_closes(window: str, inside: str, outside: str) -> None:
+    training = TrainingSettings(window=window)
+    assert training.is_open(time.fromisoformat(inside))
+    assert not training.is_open(time.fromisoformat(outside))
+
+
+@given(st.times())
+def test_a_training_window_of_equal_times_is_always_open(local: time) -> None:
+    assert TrainingSettings(window="00:00-00:00").is_open(local)
+
+
+def test_the_shipped_models_lie_beside_the_package_in_a_checkout() -> None:
+    assert shipped_models_folder() == CONFIG.parent / "models"
