@@ -32,10 +32,14 @@ def config_argument() -> Path | None:
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM, SIGINT or the death of the supervisor sets; call from the main thread."""
+    """An event that SIGTERM, SIGINT or the death of the supervisor sets; call from the main thread.
+
+    A handler runs inside whatever the main thread does. It sets the event from a thread of its own, because
+    the main thread may just hold the event's lock, about to wait for it, and would wait for itself.
+    """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set, name="stop").start())
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is not None:
         threading.Thread(

@@ -5,8 +5,6 @@ It is the node's own server with another sink. It has no database, no query and 
     <folder>/<series instance uid>/<sop instance uid>.dcm
 """
 
-import signal
-import threading
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +15,7 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.events import Event
 
 from dicomnode.errors import UnreadableInstanceError
+from dicomnode.process import stop_on_signals
 from dicomnode.scp import handlers, server
 from dicomnode.scp.handlers import Answer, Received
 from dicomnode.scp.server import Server
@@ -32,9 +31,7 @@ def serve(folder: Path, *, ae_title: str, host: str, port: int) -> None:
     ConfigError
         The port is taken, or the host is not of this machine.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     running = start(folder, ae_title=ae_title, host=host, port=port)
     stop.wait()
     running.stop()
