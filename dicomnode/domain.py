@@ -53,6 +53,16 @@ class JobState(StrEnum):
     FAILED = "failed"  # attempts exhausted, or a bug
 
 
+class ResultForm(StrEnum):
+    """The forms in which a destination can be given what a model found."""
+
+    SEG = "seg"  # Segmentation, BINARY: what every archive and most viewers take
+    LABEL_MAP = "labelmap"  # Label Map Segmentation, RLE
+    SR = "sr"  # Comprehensive 3D SR, TID 1500: volume, mean and SD of each label
+    RTSTRUCT = "rtstruct"  # RT Structure Set: closed planar contours
+    SC = "sc"  # Secondary Capture: pictures, for viewers that show nothing else
+
+
 class Recognition(StrEnum):
     """What a received segmentation turned out to be."""
 

@@ -31,12 +31,8 @@ from dicomnode.imaging.identity import (
     tracking_uid,
     voxels_sha256,
 )
-from dicomnode.imaging.seg_header import (
-    finish_header,
-    segment_description,
-    series_description,
-    source_headers,
-)
+from dicomnode.imaging.result_header import series_description
+from dicomnode.imaging.seg_header import finish_header, segment_description, source_headers
 
 __all__ = ["DEVICE", "EncodedSeg", "encode", "label_table_sha256", "to_segment_numbers"]
 

@@ -1,4 +1,4 @@
-"""A received series of single-frame images, as one volume in modality units."""
+"""A received series as a volume in modality units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +13,33 @@ from pydicom.uid import UID, CTImageStorage, MRImageStorage, PositronEmissionTom
 
 from dicomnode.errors import GeometryError, UnreadableInstanceError, UnsupportedSeriesError
 from dicomnode.imaging import attributes
-from dicomnode.imaging.geometry import read_grid
+from dicomnode.imaging.stacks import Stack, only_stack
 
 SUPPORTED_SOP_CLASSES = frozenset({CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage})
 _DECODING_ERRORS = (*attributes.UNREADABLE, IndexError, RuntimeError)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SeriesVolume:
-    """An image and the data sets that it was made of.
+    """An image for a model, and the planes that it was made of.
 
-    `image` is float32 in modality units (HU for CT), axes (slice, row, column), LPS;
-    `sources` are the received data sets, `sources[k]` being slice k.
+    `image` is float32 in modality units (HU for CT), axes (slice, row, column), LPS, on `stack.grid`.
+    `planes` are the received planes in the same units, (frame, row, column), in the order of
+    `stack.frames`; of a regular stack they are the image itself, not a copy.
     """
 
     image: Volume
-    sources: tuple[Dataset, ...]
+    planes: NDArray[np.float32]
+    stack: Stack
+
+    @property
+    def sources(self) -> tuple[Dataset, ...]:
+        """The received instances, each once."""
+        return self.stack.datasets
+
+    def on_planes(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Bring labels from the image's grid to the received planes; of a regular stack no copy is made."""
+        return labels
 
 
 def to_volume(datasets: Sequence[Dataset]) -> SeriesVolume:
@@ -55,14 +66,19 @@ def to_volume(datasets: Sequence[Dataset]) -> SeriesVolume:
     if not datasets:
         raise GeometryError("no images: at least one slice was expected")
     check_supported(datasets)
-    sources, grid = read_grid(datasets)
-    voxels: NDArray[np.float32] = np.empty(grid.shape, np.float32)
-    for index, ds in enumerate(sources):
-        voxels[index] = _modality_values(ds, grid.shape[1:])
+    return stack_volume(only_stack(datasets))
+
+
+def stack_volume(stack: Stack) -> SeriesVolume:
+    """Decode the pixels of one stack; see `to_volume`."""
+    planes: NDArray[np.float32] = np.empty(stack.shape, np.float32)
+    for index, frame in enumerate(stack.frames):
+        planes[index] = _modality_values(frame.ds, stack.shape[1:])
+    grid = stack.grid
     image = Volume(
-        voxels, grid.affine, coordinate_system="PATIENT", frame_of_reference_uid=grid.frame_of_reference_uid
+        planes, grid.affine, coordinate_system="PATIENT", frame_of_reference_uid=grid.frame_of_reference_uid
     )
-    return SeriesVolume(image=image, sources=sources)
+    return SeriesVolume(image=image, planes=planes, stack=stack)
 
 
 def check_supported(datasets: Sequence[Dataset]) -> None:
