@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NewType
 
 SopInstanceUid = NewType("SopInstanceUid", str)
@@ -41,6 +41,15 @@ class JobKind(StrEnum):
     TRAIN_INCREMENT = "train_increment"  # model name
     PUSH_UPDATE = "push_update"  # model version
     ADOPT_RELEASE = "adopt_release"  # model family
+
+
+class JobPriority(IntEnum):
+    """Which of the jobs of one rank comes first: the higher one."""
+
+    OFF_PEAK = -10
+    ROUTINE = 0
+    URGENT = 10
+    UNROUTED = 20  # a series whose route, and with it its priority, is not known yet
 
 
 class JobState(StrEnum):
@@ -173,6 +182,7 @@ class Job:
     attempt: int  # 1 at the first claim
     lease_owner: str
     lease_until: datetime
+    priority: int = JobPriority.ROUTINE
     was_abandoned: bool = False  # its previous attempt ended without a word: the process died
 
 

@@ -26,8 +26,10 @@ from dicomnode.store.records import (
     OutboxUpdate,
     Overview,
     ReleaseState,
+    ResultObject,
     ResultRecord,
     SeriesRow,
+    WrittenObject,
 )
 from dicomnode.store.results import ResultRows
 from dicomnode.store.series import SeriesRows
@@ -47,9 +49,11 @@ __all__ = [
     "OutboxUpdate",
     "Overview",
     "ReleaseState",
+    "ResultObject",
     "ResultRecord",
     "SeriesRow",
     "Store",
+    "WrittenObject",
 ]
 
 

@@ -26,7 +26,7 @@ from dicomnode.store.leases import (
 from dicomnode.store.records import JobRow
 from dicomnode.store.tables import JobTable, SeriesTable
 
-# Studies first; inside a rank, first in first out.
+# Studies first; inside a rank by priority, then first in first out.
 _RANK = {
     JobKind.SEGMENT_SERIES: 0,
     JobKind.DELIVER_RESULT: 0,
@@ -53,7 +53,7 @@ class JobQueue:
         run_after: datetime | None = None,
         priority: int = 0,
     ) -> bool:
-        """Add a job unless one of that kind and digest was ever added; higher priority runs first."""
+        """Add a job unless one of that kind and digest was ever added; in a rank, higher priority is first."""
         with self._database.writing() as session:
             return insert_job(session, kind, subject, digest, now=now, run_after=run_after, priority=priority)
 
@@ -68,7 +68,7 @@ class JobQueue:
         statement = (
             select(JobTable)
             .where(*_claimable(kinds, now))
-            .order_by(col(JobTable.priority).desc(), rank, col(JobTable.id))
+            .order_by(rank, col(JobTable.priority).desc(), col(JobTable.id))
             .limit(1)
             .with_for_update(skip_locked=True)
         )
@@ -119,8 +119,21 @@ class JobQueue:
         with self._database.writing() as session:
             end_job(session, job, JobState.READY, now=now, reason=reason, run_after=run_after)
 
-    def defer(self, job: Job, run_after: datetime, *, now: datetime | None = None, reason: str = "") -> None:
+    def defer(
+        self,
+        job: Job,
+        run_after: datetime,
+        *,
+        now: datetime | None = None,
+        reason: str = "",
+        priority: int | None = None,
+    ) -> None:
         """Put a job back as if it had not been claimed: the attempt does not count.
+
+        Parameters
+        ----------
+        priority
+            A new one; None keeps the old.
 
         Raises
         ------
@@ -135,6 +148,7 @@ class JobQueue:
             "lease_owner": "",
             "lease_until": None,
             "updated_at": now or run_after,
+            "priority": job.priority if priority is None else priority,
         }
         with self._database.writing() as session:
             if not change_held(session, job, values):
@@ -260,5 +274,6 @@ def _claimed(row: JobTable, *, was_abandoned: bool) -> Job:
         attempt=row.attempts,
         lease_owner=row.lease_owner,
         lease_until=row.lease_until or row.updated_at,
+        priority=row.priority,
         was_abandoned=was_abandoned,
     )

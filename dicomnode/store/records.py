@@ -12,11 +12,13 @@ from dicomnode.domain import (
     ModelState,
     ModelVersion,
     Recognition,
+    ResultForm,
     SeriesInstanceUid,
     SeriesState,
     Sha256,
     SopInstanceUid,
     Split,
+    StoredInstance,
     StudyInstanceUid,
     Verdict,
 )
@@ -61,11 +63,33 @@ class JobRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResultRecord:
-    """A segmentation that we made; the label tuples share one order, that of the model's label table."""
+class ResultObject:
+    """One DICOM object that says what was found."""
 
     sop_instance_uid: SopInstanceUid
-    series_instance_uid: SeriesInstanceUid  # of the result itself
+    series_instance_uid: SeriesInstanceUid
+    form: ResultForm
+    voxels_sha256: Sha256 | None  # of the labels in it; None: it holds no voxels (SR, contours)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenObject:
+    """An object in the spool, and who is to get it."""
+
+    object: ResultObject
+    instance: StoredInstance
+    destinations: tuple[str, ...]  # names, as they are configured now; none: it is only kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRecord:
+    """What a model found in a series; the label tuples share one order, that of the model's label table.
+
+    It is known by the label map that keeps every voxel of it here, whatever forms the destinations get.
+    """
+
+    sop_instance_uid: SopInstanceUid
+    series_instance_uid: SeriesInstanceUid  # of the label map
     source_series_uid: SeriesInstanceUid
     source_digest: str  # of the revision of the source that was segmented
     model_version: ModelVersion
@@ -78,7 +102,13 @@ class ResultRecord:
     created_at: datetime
     seconds: tuple[tuple[str, float], ...] = ()  # per step
     tracking_uids: tuple[tuple[str, str], ...] = ()
+    objects: tuple[ResultObject, ...] = ()  # filled in by the store
     superseded: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Answer whether the model marked no voxel."""
+        return not any(voxels for _, voxels in self.voxels)
 
 
 class DeliveryState(StrEnum):
@@ -91,10 +121,11 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One result on its way to one destination."""
+    """One object of a result on its way to one destination."""
 
     id: int
     result_sop_uid: SopInstanceUid
+    object_sop_uid: SopInstanceUid
     destination: str
     state: DeliveryState
     attempts: int

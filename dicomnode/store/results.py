@@ -16,20 +16,26 @@ from dicomnode.domain import (
     JobKind,
     JobState,
     ModelVersion,
+    ResultForm,
     SeriesInstanceUid,
     SeriesState,
     Sha256,
     SopInstanceUid,
-    StoredInstance,
 )
 from dicomnode.store.audit import add_entry
 from dicomnode.store.database import Database, insert_new
 from dicomnode.store.leases import end_job, insert_job, retire_waiting, revive_ended
 from dicomnode.store.receiving import record_result_instance
-from dicomnode.store.records import Delivery, DeliveryState, ResultRecord
-from dicomnode.store.tables import DeliveryTable, ResultLabelTable, ResultTable, SeriesTable
+from dicomnode.store.records import Delivery, DeliveryState, ResultObject, ResultRecord, WrittenObject
+from dicomnode.store.tables import (
+    DeliveryTable,
+    ResultLabelTable,
+    ResultObjectTable,
+    ResultTable,
+    SeriesTable,
+)
 
-NOTHING_FOUND = "segmented; the model marked no voxel, so there is nothing to send"
+NOTHING_FOUND = "segmented; the model marked no voxel, so there is no segmentation to send"
 
 
 class ResultRows:
@@ -41,9 +47,8 @@ class ResultRows:
     def finish_segmentation(
         self,
         job: Job,
-        result: ResultRecord | None,
-        instance: StoredInstance | None,
-        destinations: Sequence[str],
+        result: ResultRecord,
+        written: Sequence[WrittenObject],
         *,
         now: datetime,
     ) -> None:
@@ -51,14 +56,12 @@ class ResultRows:
 
         Earlier results of the series are superseded. When a later image has reopened the series meanwhile,
         the result is kept but superseded at once and not sent: the newer revision brings its own.
-        A repeat with the same result adds nothing; a destination gets a result once in its life.
+        A repeat with the same result adds nothing; a destination gets an object once in its life.
 
         Parameters
         ----------
-        result, instance
-            Both None when the model marked no voxel.
-        destinations
-            Names, as they are configured now.
+        written
+            The objects in the spool, the label map that keeps the result among them.
 
         Raises
         ------
@@ -73,27 +76,28 @@ class ResultRows:
             is_newest = _is_newest(series, job)
             if is_newest:
                 _supersede_others(session, job.subject, result, now)
-            if result is not None and instance is not None:
-                record_result_instance(session, instance)
-                _keep_result(session, result, superseded=not is_newest)
-                for destination in destinations if is_newest else ():
-                    _add_delivery(session, result.sop_instance_uid, destination, now)
+            _keep_result(session, result, superseded=not is_newest)
+            for position, one in enumerate(written):
+                record_result_instance(session, one.instance)
+                _keep_object(session, result, one.object, position)
+                for destination in one.destinations if is_newest else ():
+                    _add_delivery(session, result, one.object, destination, now)
             if series is not None and is_newest:
                 series.state = SeriesState.SEGMENTED
-                series.reason = NOTHING_FOUND if result is None else ""
-                series.model_version = None if result is None else result.model_version
+                series.reason = NOTHING_FOUND if result.is_empty else ""
+                series.model_version = result.model_version
                 series.updated_at = now
                 session.add(series)
                 session.flush()
                 _note_delivered(session, job.subject, now)
 
     def by_sop_uid(self, sop_instance_uid: str) -> ResultRecord | None:
-        """Find a result by its own SOP instance UID."""
-        return self._first(col(ResultTable.sop_instance_uid) == sop_instance_uid)
+        """Find a result by the SOP instance UID of any object that says it."""
+        return self._first(_has_object(col(ResultObjectTable.sop_instance_uid) == sop_instance_uid))
 
     def by_result_series(self, series_instance_uid: str) -> ResultRecord | None:
-        """Find the result that was written into a series of ours."""
-        return self._first(col(ResultTable.series_instance_uid) == series_instance_uid)
+        """Find the newest result that has an object in a series of ours."""
+        return self._first(_has_object(col(ResultObjectTable.series_instance_uid) == series_instance_uid))
 
     def by_voxels(self, source_series_uid: str, voxels_sha256: str) -> ResultRecord | None:
         """Find a result of a source series by the hash of its label volume."""
@@ -110,7 +114,7 @@ class ResultRows:
         return self._first(col(ResultTable.sop_instance_uid).in_(owners))
 
     def latest_for_series(self, source_series_uid: str) -> ResultRecord | None:
-        """Find the result that stands for a source series now; None when there is none or it was empty."""
+        """Find the result that stands for a source series now; it may be an empty one."""
         return self._first(
             col(ResultTable.source_series_uid) == source_series_uid, ~col(ResultTable.superseded)
         )
@@ -132,7 +136,7 @@ class ResultRows:
             return None if row is None else _delivery(row)
 
     def deliveries_of(self, sop_instance_uid: str) -> list[Delivery]:
-        """Read the deliveries of a result, in the order of its destinations."""
+        """Read the deliveries of all objects of a result, in the order in which they were queued."""
         statement = (
             select(DeliveryTable)
             .where(col(DeliveryTable.result_sop_uid) == sop_instance_uid)
@@ -177,18 +181,21 @@ def _is_newest(series: SeriesTable | None, job: Job) -> bool:
     return series is not None and series.state == SeriesState.QUEUED and series.digest == job.digest
 
 
-def _supersede_others(session: Session, source: str, result: ResultRecord | None, now: datetime) -> None:
+def _has_object(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    return col(ResultTable.sop_instance_uid).in_(select(ResultObjectTable.result_sop_uid).where(condition))
+
+
+def _supersede_others(session: Session, source: str, result: ResultRecord, now: datetime) -> None:
     """Mark the results that a newer one replaces, and stop those of their deliveries that wait."""
     statement = select(ResultTable).where(
         col(ResultTable.source_series_uid) == source, ~col(ResultTable.superseded)
     )
     for row in session.exec(statement).all():
-        if result is not None and row.sop_instance_uid == result.sop_instance_uid:
+        if row.sop_instance_uid == result.sop_instance_uid:
             continue
         row.superseded = True
         session.add(row)
-        by = "an empty result" if result is None else result.sop_instance_uid
-        add_entry(session, "result_superseded", row.sop_instance_uid, f"by {by}", now)
+        add_entry(session, "result_superseded", row.sop_instance_uid, f"by {result.sop_instance_uid}", now)
         _stop_deliveries(session, row.sop_instance_uid, now)
 
 
@@ -244,10 +251,25 @@ def _keep_result(session: Session, result: ResultRecord, *, superseded: bool) ->
         )
 
 
-def _add_delivery(session: Session, sop_instance_uid: str, destination: str, now: datetime) -> None:
-    """Add a delivery and its job, unless this destination was ever given this result."""
+def _keep_object(session: Session, result: ResultRecord, one: ResultObject, position: int) -> None:
     values = {
-        "result_sop_uid": sop_instance_uid,
+        "sop_instance_uid": one.sop_instance_uid,
+        "result_sop_uid": result.sop_instance_uid,
+        "series_instance_uid": one.series_instance_uid,
+        "form": one.form,
+        "voxels_sha256": one.voxels_sha256 or "",
+        "position": position,
+    }
+    insert_new(session, ResultObjectTable, values)
+
+
+def _add_delivery(
+    session: Session, result: ResultRecord, one: ResultObject, destination: str, now: datetime
+) -> None:
+    """Add a delivery and its job, unless this destination was ever given this object."""
+    values = {
+        "result_sop_uid": result.sop_instance_uid,
+        "object_sop_uid": one.sop_instance_uid,
         "destination": destination,
         "state": DeliveryState.PENDING,
         "attempts": 0,
@@ -256,17 +278,17 @@ def _add_delivery(session: Session, sop_instance_uid: str, destination: str, now
     }
     row = insert_new(session, DeliveryTable, values)
     if row is None:
-        _take_up_again(session, sop_instance_uid, destination, now)
+        _take_up_again(session, one.sop_instance_uid, destination, now)
         return
-    digest = hashlib.sha256(f"{sop_instance_uid}\n{destination}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{one.sop_instance_uid}\n{destination}".encode()).hexdigest()
     insert_job(session, JobKind.DELIVER_RESULT, str(row[0]), digest, now=now)
 
 
-def _take_up_again(session: Session, sop_instance_uid: str, destination: str, now: datetime) -> None:
+def _take_up_again(session: Session, object_sop_uid: str, destination: str, now: datetime) -> None:
     """Let a delivery go on that was withdrawn before it was sent."""
     row = session.exec(
         select(DeliveryTable).where(
-            col(DeliveryTable.result_sop_uid) == sop_instance_uid,
+            col(DeliveryTable.object_sop_uid) == object_sop_uid,
             col(DeliveryTable.destination) == destination,
         )
     ).one()
@@ -307,6 +329,11 @@ def _record(session: Session, row: ResultTable) -> ResultRecord:
         .where(col(ResultLabelTable.result_sop_uid) == row.sop_instance_uid)
         .order_by(col(ResultLabelTable.position))
     ).all()
+    objects = session.exec(
+        select(ResultObjectTable)
+        .where(col(ResultObjectTable.result_sop_uid) == row.sop_instance_uid)
+        .order_by(col(ResultObjectTable.position))
+    ).all()
     return ResultRecord(
         sop_instance_uid=SopInstanceUid(row.sop_instance_uid),
         series_instance_uid=SeriesInstanceUid(row.series_instance_uid),
@@ -322,7 +349,17 @@ def _record(session: Session, row: ResultTable) -> ResultRecord:
         path=row.path,
         created_at=row.created_at,
         seconds=tuple((str(step), float(seconds)) for step, seconds in json.loads(row.seconds_json)),
+        objects=tuple(_object(one) for one in objects),
         superseded=row.superseded,
+    )
+
+
+def _object(row: ResultObjectTable) -> ResultObject:
+    return ResultObject(
+        sop_instance_uid=SopInstanceUid(row.sop_instance_uid),
+        series_instance_uid=SeriesInstanceUid(row.series_instance_uid),
+        form=ResultForm(row.form),
+        voxels_sha256=Sha256(row.voxels_sha256) if row.voxels_sha256 else None,
     )
 
 
@@ -330,6 +367,7 @@ def _delivery(row: DeliveryTable) -> Delivery:
     return Delivery(
         id=row.id or 0,
         result_sop_uid=SopInstanceUid(row.result_sop_uid),
+        object_sop_uid=SopInstanceUid(row.object_sop_uid),
         destination=row.destination,
         state=DeliveryState(row.state),
         attempts=row.attempts,

@@ -10,6 +10,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from dicomnode.domain import (
     JobKind,
+    JobPriority,
     ModelVersion,
     SeriesInstanceUid,
     SeriesState,
@@ -201,6 +202,17 @@ class SeriesRows:
         with self._database.reading() as session:
             return [series_row(session, row) for row in session.exec(statement).all()]
 
+    def of_study(self, study_uid: str) -> list[SeriesRow]:
+        """Read the series of a study that hold images, in the order of their arrival."""
+        statement = (
+            select(SeriesTable)
+            .where(col(SeriesTable.study_instance_uid) == study_uid)
+            .order_by(col(SeriesTable.received_at), col(SeriesTable.series_instance_uid))
+        )
+        with self._database.reading() as session:
+            rows = [series_row(session, row) for row in session.exec(statement).all()]
+        return [row for row in rows if row.instances]
+
     def _enqueue_one(self, series_uid: str, now: datetime, quiet_period: timedelta) -> bool:
         with self._database.writing() as session:
             series = session.get(SeriesTable, series_uid, with_for_update=True)
@@ -216,7 +228,8 @@ def _queue(session: Session, series: SeriesTable, now: datetime) -> str:
     """Queue what the series holds now; a revision that was done before is done again."""
     uid = series.series_instance_uid
     digest = _revision_digest(session, uid)
-    if not insert_job(session, JobKind.SEGMENT_SERIES, uid, digest, now=now):
+    unrouted = JobPriority.UNROUTED
+    if not insert_job(session, JobKind.SEGMENT_SERIES, uid, digest, now=now, priority=unrouted):
         revive_ended(session, JobKind.SEGMENT_SERIES, uid, digest=digest, now=now)
     series.state = SeriesState.QUEUED
     series.digest = digest

@@ -145,7 +145,7 @@ class JobTable(SiteTable, table=True):
 
 
 class ResultTable(SiteTable, table=True):
-    """A segmentation that we made."""
+    """What a model found in one revision of a series, under the UID of the label map that keeps it."""
 
     __tablename__ = "result"
 
@@ -177,14 +177,28 @@ class ResultLabelTable(SiteTable, table=True):
     tracking_uid: str = Field(sa_type=Word, index=True)
 
 
+class ResultObjectTable(SiteTable, table=True):
+    """One DICOM object that says what was found; a result has one of each form that somebody gets."""
+
+    __tablename__ = "result_object"
+
+    sop_instance_uid: str = Field(sa_type=Word, primary_key=True)
+    result_sop_uid: str = Field(sa_type=Word, foreign_key="result.sop_instance_uid", index=True)
+    series_instance_uid: str = Field(sa_type=Word, index=True)
+    form: str = Field(sa_type=Word)
+    voxels_sha256: str = Field(sa_type=Word)
+    position: int
+
+
 class DeliveryTable(SiteTable, table=True):
-    """One result on its way to one destination; never twice."""
+    """One object on its way to one destination; never twice."""
 
     __tablename__ = "delivery"
-    __table_args__ = (UniqueConstraint("result_sop_uid", "destination"),)
+    __table_args__ = (UniqueConstraint("object_sop_uid", "destination"),)
 
     id: int | None = Field(default=None, primary_key=True)
-    result_sop_uid: str = Field(sa_type=Word, foreign_key="result.sop_instance_uid")
+    result_sop_uid: str = Field(sa_type=Word, foreign_key="result.sop_instance_uid", index=True)
+    object_sop_uid: str = Field(sa_type=Word, foreign_key="result_object.sop_instance_uid")
     destination: str = Field(sa_type=Word)
     state: str = Field(sa_type=Word)
     attempts: int = 0

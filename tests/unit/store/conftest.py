@@ -17,13 +17,14 @@ from dicomnode.domain import (
     Job,
     JobKind,
     ModelVersion,
+    ResultForm,
     SeriesInstanceUid,
     Sha256,
     SopInstanceUid,
     StoredInstance,
     StudyInstanceUid,
 )
-from dicomnode.store import ResultRecord, Store
+from dicomnode.store import ResultObject, ResultRecord, Store, WrittenObject
 from dicomnode.store.tables import SiteTable
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -80,6 +81,20 @@ def make_result_instance(result: ResultRecord) -> StoredInstance:
         sop_instance_uid=result.sop_instance_uid,
         path=result.path,
         sender="DICOMNODE",
+    )
+
+
+def make_written(result: ResultRecord, *destinations: str) -> WrittenObject:
+    """The label map of a result in the spool, on its way to some destinations."""
+    return WrittenObject(
+        object=ResultObject(
+            sop_instance_uid=result.sop_instance_uid,
+            series_instance_uid=result.series_instance_uid,
+            form=ResultForm.LABEL_MAP,
+            voxels_sha256=result.voxels_sha256,
+        ),
+        instance=make_result_instance(result),
+        destinations=destinations,
     )
 
 

@@ -11,7 +11,7 @@ from dicomnode.domain import Job, JobKind, JobState, SeriesState, SopInstanceUid
 from dicomnode.errors import InputError, LeaseLostError
 from dicomnode.store import DeliveryState, Store
 
-from .conftest import make_instance, make_result, make_result_instance
+from .conftest import make_instance, make_result, make_written
 
 SERIES = ("1.0", "1.1")
 SECONDS = 2.0
@@ -60,8 +60,8 @@ def end_well(store: Store, job: Job) -> None:
         return
     uid = SopInstanceUid(f"2.25.{int(job.digest[:12], 16)}")
     result = replace(make_result(series=job.subject, digest=job.digest), sop_instance_uid=uid)
-    instance = make_result_instance(result)
-    store.results.finish_segmentation(job, result, instance, ["PACS", "ARCHIVE"], now=now)
+    written = make_written(result, "PACS", "ARCHIVE")
+    store.results.finish_segmentation(job, result, [written], now=now)
 
 
 def repeat(step: Step, store: Store, seed: int, errors: list[Exception]) -> None:

@@ -17,7 +17,7 @@ from dicomnode.domain import JobKind, JobState, SeriesState
 from dicomnode.spool import Spool
 from dicomnode.store import DeliveryState, Store
 
-from .conftest import MR, NOON, QUIET, make_instance, make_result, make_result_instance
+from .conftest import MR, NOON, QUIET, make_instance, make_result, make_written
 
 KINDS = {JobKind.SEGMENT_SERIES, JobKind.DELIVER_RESULT}
 ENOUGH = 100_000
@@ -64,8 +64,8 @@ def work(say: Callable[[str], None], url: str, owner: str) -> None:
             store.results.mark_sent(job, int(job.subject), now=now)
             continue
         result = make_result(job.subject, series=job.subject, digest=job.digest)
-        instance = make_result_instance(result)
-        store.results.finish_segmentation(job, result, instance, ["PACS", "ARCHIVE"], now=now)
+        written = make_written(result, "PACS", "ARCHIVE")
+        store.results.finish_segmentation(job, result, [written], now=now)
 
 
 def run_and_kill(target: Callable[..., None], *arguments: object, lines: int, seconds: float) -> list[str]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from dicomnode.domain import Job, JobKind, JobState, SeriesState
+from dicomnode.domain import Job, JobKind, JobPriority, JobState, SeriesState
 from dicomnode.errors import InputError, LeaseLostError
 from dicomnode.store import Store
 
@@ -48,9 +48,23 @@ def test_first_in_is_first_out_and_studies_come_before_training(store: Store) ->
     enqueue(store, "s1")
     enqueue(store, "i", JobKind.INGEST_CORRECTION)
     enqueue(store, "s2")
-    enqueue(store, "urgent training", JobKind.TRAIN_INCREMENT, priority=1)
-    claimed = [store.jobs.claim(NOON, kinds=ALL_KINDS, owner="w", lease=LEASE) for _ in range(6)]
-    assert [job.digest for job in claimed if job] == ["urgent training", "s1", "i", "s2", "p", "t"]
+    claimed = [store.jobs.claim(NOON, kinds=ALL_KINDS, owner="w", lease=LEASE) for _ in range(5)]
+    assert [job.digest for job in claimed if job] == ["s1", "i", "s2", "p", "t"]
+
+
+def test_an_urgent_study_overtakes_and_one_for_off_peak_still_comes_before_training(store: Store) -> None:
+    enqueue(store, "t", JobKind.TRAIN_INCREMENT, priority=JobPriority.URGENT)
+    enqueue(store, "off-peak", priority=JobPriority.OFF_PEAK)
+    enqueue(store, "routine")
+    enqueue(store, "urgent", priority=JobPriority.URGENT)
+    claimed = [store.jobs.claim(NOON, kinds=ALL_KINDS, owner="w", lease=LEASE) for _ in range(4)]
+    assert [job.digest for job in claimed if job] == ["urgent", "routine", "off-peak", "t"]
+
+
+def test_a_job_that_is_put_back_may_get_another_priority(store: Store) -> None:
+    enqueue(store, "s", priority=JobPriority.UNROUTED)
+    store.jobs.defer(claim(store, JobKind.SEGMENT_SERIES), NOON, priority=JobPriority.OFF_PEAK)
+    assert claim(store, JobKind.SEGMENT_SERIES).priority == JobPriority.OFF_PEAK
 
 
 def test_only_the_kinds_asked_for_are_claimed(store: Store) -> None:

@@ -1,10 +1,11 @@
 """What was made, and where it went."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from dicomnode.domain import Job, JobKind, JobState, SeriesState
+from dicomnode.domain import Job, JobKind, JobState, ResultForm, SeriesState
 from dicomnode.errors import LeaseLostError
 from dicomnode.store import DeliveryState, Store
 
@@ -16,6 +17,7 @@ from .conftest import (
     make_instance,
     make_result,
     make_result_instance,
+    make_written,
     queue_series,
 )
 
@@ -24,7 +26,7 @@ LATER = NOON + timedelta(hours=1)
 
 def finish(store: Store, job: Job, name: str = "1", destinations: tuple[str, ...] = ("PACS",)) -> None:
     result = make_result(name, series=job.subject, digest=job.digest)
-    store.results.finish_segmentation(job, result, make_result_instance(result), destinations, now=NOON)
+    store.results.finish_segmentation(job, result, [make_written(result, *destinations)], now=NOON)
 
 
 def run_again(store: Store, *, image: int, now: object = LATER) -> Job:
@@ -37,7 +39,8 @@ def run_again(store: Store, *, image: int, now: object = LATER) -> Job:
 def test_a_result_comes_back_as_it_was(store: Store) -> None:
     job = queue_series(store)
     finish(store, job)
-    result = make_result(digest=job.digest)
+    made = make_result(digest=job.digest)
+    result = replace(made, objects=(make_written(made).object,))
     assert store.results.by_sop_uid("2.25.1") == result
     assert store.results.by_result_series("2.26.1") == result
     assert store.results.by_voxels("1.2.3", result.voxels_sha256) == result
@@ -78,12 +81,34 @@ def test_a_worker_that_lost_its_lease_records_no_result(store: Store) -> None:
 
 
 def test_an_empty_result_sends_nothing_and_says_so(store: Store) -> None:
-    store.results.finish_segmentation(queue_series(store), None, None, ["PACS"], now=NOON)
+    empty = replace(make_result(), voxels=(("posterior", 0), ("anterior", 0)))
+    store.results.finish_segmentation(queue_series(store), empty, [make_written(empty)], now=NOON)
     series = store.series.get("1.2.3")
     assert series is not None
     assert series.state is SeriesState.SEGMENTED
     assert "no voxel" in series.reason
-    assert store.results.latest_for_series("1.2.3") is None
+    latest = store.results.latest_for_series("1.2.3")
+    assert latest is not None
+    assert latest.is_empty
+    assert store.results.deliveries_of(latest.sop_instance_uid) == []
+
+
+def test_each_object_of_a_result_goes_to_its_own_destinations(store: Store) -> None:
+    job = queue_series(store)
+    result = make_result(digest=job.digest)
+    kept, report = make_written(result), make_written(make_result("9"), "PACS", "ARCHIVE")
+    report = replace(report, object=replace(report.object, form=ResultForm.SR, voxels_sha256=None))
+    store.results.finish_segmentation(job, result, [kept, report], now=NOON)
+    deliveries = store.results.deliveries_of(result.sop_instance_uid)
+    assert [(d.object_sop_uid, d.destination) for d in deliveries] == [
+        ("2.25.9", "PACS"),
+        ("2.25.9", "ARCHIVE"),
+    ]
+    found = store.results.by_sop_uid("2.25.9")
+    assert found is not None
+    assert found.sop_instance_uid == result.sop_instance_uid
+    assert [one.form for one in found.objects] == [ResultForm.LABEL_MAP, ResultForm.SR]
+    assert store.results.by_result_series("2.26.9") == found
 
 
 def test_a_repeat_with_the_same_result_sends_nothing_again(store: Store) -> None:

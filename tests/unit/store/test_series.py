@@ -20,6 +20,7 @@ from .conftest import (
     make_instance,
     make_result,
     make_result_instance,
+    make_written,
     queue_series,
 )
 
@@ -62,7 +63,7 @@ def test_a_byte_identical_duplicate_changes_nothing(store: Store) -> None:
 
 def test_a_duplicate_after_segmentation_does_not_reopen_the_series(store: Store) -> None:
     job = queue_series(store)
-    store.results.finish_segmentation(job, None, None, [], now=NOON)
+    store.results.finish_segmentation(job, make_result(), [], now=NOON)
     assert not store.series.record_instance(make_instance(1), now=NOON + QUIET)
     assert store.series.state("1.2.3") is SeriesState.SEGMENTED
 
@@ -131,7 +132,7 @@ def test_the_digest_does_not_depend_on_the_order_of_arrival(store: Store) -> Non
 
 def test_late_slice_reopens_the_series(store: Store) -> None:
     job = queue_series(store)
-    store.results.finish_segmentation(job, None, None, [], now=NOON)
+    store.results.finish_segmentation(job, make_result(), [], now=NOON)
     late = NOON + 2 * QUIET
     store.series.record_instance(make_instance(9), now=late)
     assert store.series.state("1.2.3") is SeriesState.RECEIVING
@@ -183,7 +184,7 @@ def test_a_person_can_have_a_series_segmented_at_once(store: Store) -> None:
     digest = store.series.force("1.2.3", now=NOON)
     job = claim(store, JobKind.SEGMENT_SERIES)
     assert job.digest == digest
-    store.results.finish_segmentation(job, None, None, [], now=NOON)
+    store.results.finish_segmentation(job, make_result(), [], now=NOON)
     assert store.series.force("1.2.3", now=NOON) == digest  # once more, for example with another model
     assert claim(store, JobKind.SEGMENT_SERIES).attempt == 1
 
@@ -233,7 +234,7 @@ def test_our_own_result_looped_back_unchanged_is_dropped(store: Store) -> None:
     job = queue_series(store)
     result = make_result()
     ours = make_result_instance(result)
-    store.results.finish_segmentation(job, result, ours, [], now=NOON)
+    store.results.finish_segmentation(job, result, [make_written(result)], now=NOON)
     assert not store.series.record_instance(ours, now=NOON)
     assert (JobKind.INGEST_CORRECTION, JobState.READY) not in store.jobs.counts()
 
@@ -242,7 +243,7 @@ def test_our_own_result_looped_back_with_other_bytes_is_read(store: Store) -> No
     job = queue_series(store)
     result = make_result()
     ours = make_result_instance(result)
-    store.results.finish_segmentation(job, result, ours, [], now=NOON)
+    store.results.finish_segmentation(job, result, [make_written(result)], now=NOON)
     changed = type(ours)(**{**_fields(ours), "sha256": "f" * 64, "path": "else.dcm"})
     assert store.series.record_instance(changed, now=NOON)
     assert claim(store, JobKind.INGEST_CORRECTION)
