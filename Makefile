@@ -43,6 +43,10 @@ format: $(STAMP)  ## put the code into its format and mend what ruff can mend
 docs: $(STAMP)  ## write the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py
 
+.PHONY: docs-series
+docs-series: $(STAMP)  ## write the table of real series in docs/series.md anew (DICOMNODE_DATA=FOLDER)
+	$(BIN)/python docs/series.py
+
 .PHONY: clean
 clean:  ## remove .venv, caches and the output of the demo
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist output *.egg-info

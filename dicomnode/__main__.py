@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dicomnode import __version__, aggregator, logs, node
-from dicomnode.cli import aggregating, corrections, federating, models, pretraining, site
+from dicomnode.cli import aggregating, corrections, federating, models, pretraining, routes, site
 from dicomnode.cli.show import ConfigOption
 from dicomnode.demo import story as demo_story
 from dicomnode.process import run_to_the_end
@@ -26,6 +26,7 @@ app = typer.Typer(
     "what it learned without sharing images.",
 )
 app.add_typer(models.app, name="models", rich_help_panel=SITE)
+app.add_typer(routes.app, name="routes", rich_help_panel=SITE)
 app.add_typer(corrections.app, name="corrections", rich_help_panel=SITE)
 app.add_typer(federating.app, name="federation", rich_help_panel=SITE)
 app.add_typer(aggregating.app, name="aggregator", rich_help_panel="At the centre")

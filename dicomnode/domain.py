@@ -72,6 +72,27 @@ class ResultForm(StrEnum):
     SC = "sc"  # Secondary Capture: pictures, for viewers that show nothing else
 
 
+class Plane(StrEnum):
+    """How the slices of a stack lie in the patient."""
+
+    AXIAL = "axial"
+    CORONAL = "coronal"
+    SAGITTAL = "sagittal"
+    OBLIQUE = "oblique"
+
+
+class ImageKind(StrEnum):
+    """What an image shows, as far as its header says it."""
+
+    IMAGE = "image"  # acquired or reconstructed slices: what models are made for
+    LOCALIZER = "localizer"
+    REFORMATTED = "reformatted"  # slices cut out of another volume (MPR)
+    PROJECTION = "projection"  # MIP, MinIP, volume rendering
+    MAP = "map"  # computed quantity: ADC, FA, perfusion, T2; phase
+    SUBTRACTION = "subtraction"
+    SCREEN = "screen"  # picture of a screen or of a report
+
+
 class Recognition(StrEnum):
     """What a received segmentation turned out to be."""
 
@@ -194,6 +215,7 @@ class Destination:
     ae_title: str
     host: str
     port: int
+    results: tuple[ResultForm, ...] = (ResultForm.SEG,)  # what it is given of each result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,6 +130,7 @@ def opened_tools(
             ae_title=settings.scp.ae_title,
             routes=settings.routes,
             destinations={d.name: settings.destination(d.name) for d in settings.destinations},
+            work=settings.work,
             corrections=settings.corrections,
             training=settings.training,
             federation=settings.federation,

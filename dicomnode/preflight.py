@@ -12,6 +12,7 @@ from dicomnode.domain import Destination
 from dicomnode.errors import ConfigError, DicomNodeError, SpoolFullError
 from dicomnode.ml import inference, package
 from dicomnode.node import open_shelf, opened_tools, prepare
+from dicomnode.pipeline.routing import check_routes
 from dicomnode.scp import sender
 from dicomnode.settings import NodeSettings
 from dicomnode.site import open_spool, opened_store
@@ -36,6 +37,7 @@ def check(settings: NodeSettings) -> list[Finding]:
         ("data folder", lambda: _data_folder(settings)),
         ("database", lambda: _database(settings)),
         *((f"model {name}", lambda name=name: _model(settings, name)) for name in _model_names(settings)),
+        ("routes", lambda: _routes(settings)),
         ("DICOM port", lambda: _dicom_port(settings)),
         *(
             (f"destination {d.name}", lambda name=d.name: _destination(settings, name))
@@ -108,6 +110,11 @@ def _model(settings: NodeSettings, name: str) -> str:
     started = perf_counter()
     model = inference.load(found, device=settings.work.device)
     return f"{found.card.version} loads on {model.device} in {perf_counter() - started:.1f} s"
+
+
+def _routes(settings: NodeSettings) -> str:
+    check_routes(settings.routes)
+    return ", ".join(f"{route.name} → {route.model}" for route in settings.routes) or "none: nothing is taken"
 
 
 def _dicom_port(settings: NodeSettings) -> str:

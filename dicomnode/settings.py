@@ -5,15 +5,16 @@ from the folder of the TOML file. Secrets never stand in the file; it names file
 """
 
 import sysconfig
-from datetime import time
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo, model_validator
 
+from dicomnode.conditions import Conditions, Preference, Range
 from dicomnode.configfile import Allowed, Section, read
-from dicomnode.domain import Destination
+from dicomnode.domain import Destination, ResultForm
 from dicomnode.errors import ConfigError
 
 _AE_PATTERN = r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$"  # PS3.5 table 6.2-1, without outer blanks
@@ -43,9 +44,24 @@ def _without_password(url: str) -> str:
     return url
 
 
+def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f'"{twice[0]}" is there twice; each may be named once')
+    return values
+
+
 def _times(window: str) -> tuple[time, time]:
     opens, closes = (time.fromisoformat(part) for part in window.split("-"))
     return opens, closes
+
+
+def _is_within(window: str, local: time) -> bool:
+    """Answer whether a local time of day lies in a window; windows may pass midnight, equal times: always."""
+    opens, closes = _times(window)
+    if opens < closes:
+        return opens <= local < closes
+    return local >= opens or local < closes
 
 
 AeTitle = Annotated[
@@ -63,6 +79,9 @@ Name = Annotated[
     Allowed("1 to 64 letters, digits, '.', '_', '-'"),
 ]
 ClockTime = Annotated[str, Field(pattern=f"^{_CLOCK}$"), Allowed('a time of day such as "03:30"')]
+Window = Annotated[
+    str, Field(pattern=f"^{_CLOCK}-{_CLOCK}$"), Allowed('two times of day such as "22:00-05:00"')
+]
 WorkingFolder = Annotated[Path, PlainValidator(_from_working_folder)]
 FileBeside = Annotated[
     Path | None,
@@ -147,6 +166,21 @@ class WorkSettings(Section):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="where the model runs; auto takes a GPU if there is one",
     )
+    off_peak: Window = Field(
+        "20:00-06:00", description="local time in which off-peak routes are worked on; equal times: always"
+    )
+    study_quiet_period_s: Seconds = Field(
+        900, description='a study without a new image for so long is complete; for per_study = "best"'
+    )
+
+    def next_off_peak(self, now: datetime) -> datetime:
+        """Tell from when on off-peak work may run: `now`, or the next opening of the window; aware UTC."""
+        local = now.astimezone()
+        if _is_within(self.off_peak, local.time()):
+            return now
+        opens, _ = _times(self.off_peak)
+        day = local.date() if local.time() < opens else local.date() + timedelta(days=1)
+        return datetime.combine(day, opens).astimezone(UTC)
 
 
 class WebSettings(Section):
@@ -169,12 +203,24 @@ class RouteSettings(Section):
 
     name: Name = Field(description="unique name of the route")
     model: Name = Field(description="name of a model package")
-    modality: tuple[str, ...] = Field(("MR",), min_length=1, description="Modality values that are taken")
-    minimum_slices: int = Field(8, ge=2, description="shorter series are set aside")
-    maximum_extent_mm: float | None = Field(
-        None, gt=0, description="largest extent of the volume along any axis; absent: no limit"
+    priority: Literal["urgent", "routine", "off-peak"] = Field(
+        "routine", description="urgent series overtake the others; off-peak ones wait for work.off_peak"
     )
     destinations: tuple[Name, ...] = Field((), description="names of destinations; empty: all of them")
+    per_study: Literal["every", "best"] = Field(
+        "every", description="best: only the best of those series of a study that fit"
+    )
+    prefer: Annotated[tuple[Preference, ...], AfterValidator(_each_once)] = Field(
+        ("fewest_missing_slices", "most_slices", "thinnest_slices", "finest_pixels"),
+        description="what is best; a later item decides where earlier ones tie",
+    )
+    several_stacks: Literal["refuse", "best"] = Field(
+        "refuse", description="what to do with a series in which several stacks of slices fit"
+    )
+    maximum_missing_slices: int = Field(
+        0, ge=0, description="so many slices missing in one gap are interpolated, and the result says so"
+    )
+    where: Conditions = Field(default_factory=Conditions, description="all must hold")
 
 
 class DestinationSettings(Section):
@@ -184,6 +230,15 @@ class DestinationSettings(Section):
     ae_title: AeTitle = Field(description="AE title of the peer")
     host: Host = Field(description="host name or IP address of the peer")
     port: Port = Field(description="TCP port of the peer")
+    results: Annotated[
+        tuple[ResultForm, ...],
+        AfterValidator(_each_once),
+        Allowed('a list, not empty; each item: "seg", "labelmap", "sr", "rtstruct" or "sc"'),
+    ] = Field(
+        (ResultForm.SEG,),
+        min_length=1,
+        description="forms of a result that it is given: segmentation, label map, report, contours, pictures",
+    )
 
 
 class CorrectionSettings(Section):
@@ -202,10 +257,8 @@ class TrainingSettings(Section):
     """[training]: learning from corrections at this site."""
 
     enabled: bool = Field(True, description="train on corrections")
-    window: Annotated[str, Allowed('two times of day such as "22:00-05:00"')] = Field(
-        "02:00-05:00",
-        pattern=f"^{_CLOCK}-{_CLOCK}$",
-        description="local time in which training may run; equal times: always",
+    window: Window = Field(
+        "02:00-05:00", description="local time in which training may run; equal times: always"
     )
     minimum_corrected_slices: int = Field(5, ge=1, description="new corrected slices that start a training")
     hold_out_fraction: float = Field(
@@ -220,10 +273,7 @@ class TrainingSettings(Section):
 
     def is_open(self, local: time) -> bool:
         """Answer whether a local time of day lies in the window; windows may pass midnight."""
-        opens, closes = _times(self.window)
-        if opens < closes:
-            return opens <= local < closes
-        return local >= opens or local < closes
+        return _is_within(self.window, local)
 
 
 class FederationSettings(Section):
@@ -259,7 +309,11 @@ class NodeSettings(Section):
     web: WebSettings = Field(default_factory=WebSettings)
     models: ModelsSettings = Field(default_factory=ModelsSettings)
     routes: tuple[RouteSettings, ...] = (
-        RouteSettings(name="hippocampus", model="hippocampus", minimum_slices=16, maximum_extent_mm=90.0),
+        RouteSettings(
+            name="hippocampus",
+            model="hippocampus",
+            where=Conditions(slices=Range(min=16), extent_mm=Range(max=90.0)),
+        ),
     )
     destinations: tuple[DestinationSettings, ...] = ()
     corrections: CorrectionSettings = Field(default_factory=CorrectionSettings)
@@ -338,7 +392,7 @@ class NodeSettings(Section):
         """
         for one in self.destinations:
             if one.name == name:
-                return Destination(name=one.name, ae_title=one.ae_title, host=one.host, port=one.port)
+                return Destination(**one.model_dump())
         raise ConfigError(
             f'no destination "{name}" in the configuration; add a [[destinations]] table of that name'
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydicom.uid import UID
 from pynetdicom import sop_class
 
+from dicomnode.conditions import Range
 from dicomnode.configfile import Key, Section, keys
 from dicomnode.scp.admission import ACCEPTED_CLASSES, ACCEPTED_SYNTAXES
 from dicomnode.settings import AggregatorSettings, NodeSettings
@@ -31,7 +32,8 @@ def render(page: str) -> str:
 def _settings(model: type[Section]) -> str:
     tables = []
     for section, group in groupby(keys(model), key=lambda key: key.name.rpartition(".")[0]):
-        title = f"[[{section.removesuffix('[]')}]]" if section.endswith("[]") else f"[{section}]"
+        plain = section.replace("[]", "")
+        title = f"[[{plain}]]" if section.endswith("[]") else f"[{plain}]"
         rows = "\n".join(_row(key) for key in group)
         tables.append(f"### {title}\n\n| Key | Meaning | Allowed | Default |\n|---|---|---|---|\n{rows}\n")
     return "\n" + "\n".join(tables) + "\n"
@@ -46,6 +48,9 @@ def _row(key: Key) -> str:
 def _default(value: object) -> str:
     if value is None:
         return "–"
+    if isinstance(value, Range):
+        limits = ((name, getattr(value, name)) for name in ("min", "max"))
+        return f"`{{ {', '.join(f'{name} = {limit}' for name, limit in limits if limit is not None)} }}`"
     return f"`{json.dumps(str(value) if isinstance(value, Path) else value)}`"
 
 

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DICOMNODE_DATA", REPOSITORY.parent / "shared" / "data"))
 PEERS_REQUIRED = os.environ.get("DICOMNODE_REQUIRE_PEERS") == "1"
 DATA_REQUIRED = os.environ.get("DICOMNODE_REQUIRE_DATA") == "1"
-MACHINE_DEPENDENT = ("gpu", "browser")  # folders whose tests may be skipped everywhere
+MACHINE_DEPENDENT = ("gpu",)  # folders whose tests may be skipped everywhere
 NO_DATA = "no real images"
 VIRTUAL_ENVIRONMENT = Path(sys.executable).parent
 

@@ -14,6 +14,7 @@ from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from dicomnode.casebook import Casebook
+from dicomnode.conditions import Conditions, Range
 from dicomnode.domain import (
     Destination,
     Job,
@@ -27,6 +28,7 @@ from dicomnode.domain import (
 from dicomnode.imaging import seg_read
 from dicomnode.imaging.mr_write import encode_series
 from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.stacks import only_stack
 from dicomnode.ml import network, package
 from dicomnode.ml.package import ModelPackage
 from dicomnode.ml.plan import ImageExtent, NetworkPlan, Normalisation, Plan
@@ -35,7 +37,13 @@ from dicomnode.pipeline.correct import ingest_correction
 from dicomnode.pipeline.learn import enqueue_if_due, train_increment
 from dicomnode.pipeline.segment import segment_series
 from dicomnode.pipeline.tools import Tools
-from dicomnode.settings import CorrectionSettings, FederationSettings, RouteSettings, TrainingSettings
+from dicomnode.settings import (
+    CorrectionSettings,
+    FederationSettings,
+    RouteSettings,
+    TrainingSettings,
+    WorkSettings,
+)
 from dicomnode.spool import Spool
 from dicomnode.store import Store
 from dicomnode.store.records import CorrectionRecord, ModelRecord, ResultRecord
@@ -214,7 +222,7 @@ class Scene:
         assert stored is not None
         (ds,) = self.tools.spool.read([stored])
         card = self.tools.shelf.package(wanted.model_version).card
-        masks = seg_read.decode(ds, sources=datasets, card=card).masks
+        masks = seg_read.decode(ds, stack=only_stack(datasets), card=card).masks
         return {label: masks.get(label, np.zeros(SHAPE, bool)).copy() for label in (FRONT, BACK)}
 
     def correct(self, seg: Dataset, *, sender: str = "VIEWER") -> CorrectionRecord:
@@ -294,8 +302,9 @@ def opened_scene(folder: Path) -> Iterator[Scene]:
         casebook=Casebook(folder / "cases", secret=SECRET, hold_out_fraction=0.5),
         shelf=shelf,
         ae_title="DICOMNODE",
-        routes=(RouteSettings(name="tiny", model=MODEL, minimum_slices=6),),
+        routes=(RouteSettings(name="tiny", model=MODEL, where=Conditions(slices=Range(min=6))),),
         destinations={"pacs": Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=1)},
+        work=WorkSettings(),
         corrections=CorrectionSettings(),
         training=TrainingSettings(minimum_corrected_slices=1, minimum_hold_out_cases=1),
         federation=FederationSettings(),

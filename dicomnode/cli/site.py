@@ -8,9 +8,9 @@ import typer
 
 from dicomnode import node, preflight
 from dicomnode.cli.show import ConfigOption, JsonOption, console, notes, print_json, table
-from dicomnode.domain import JobKind, JobState
+from dicomnode.domain import JobKind, JobState, ResultForm
 from dicomnode.pipeline import learn
-from dicomnode.pipeline.folder import FolderOutcome, segment_folder
+from dicomnode.pipeline.folder import FolderOutcome, FolderWork, segment_folder
 from dicomnode.pipeline.tools import Tools
 from dicomnode.settings import NodeSettings, load_node_settings
 from dicomnode.site import open_spool, opened_store, utc_now
@@ -57,25 +57,36 @@ def status(
 
 def segment(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of DICOM images.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the SEG objects and pictures.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results and pictures.")],
+    result: Annotated[
+        list[ResultForm] | None,
+        typer.Option("--result", help="Form of result to write; may be given several times. Default: seg."),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Segment every series in a folder, without a PACS and without a running node.
 
-    For each series a SEG object and a PNG picture are written; a series that cannot be segmented is named
-    with the reason. Exit status 0 when at least one series was segmented.
+    For each series the results in the forms asked for and a PNG picture are written; a series that cannot be
+    segmented is named with the reason. Exit status 0 when at least one series was segmented.
     """
     settings = load_node_settings(config)
-    outcomes = segment_folder(
-        folder, out, routes=settings.routes, model_named=node.package_models(settings), now=utc_now()
+    work = FolderWork(
+        routes=settings.routes,
+        model_named=node.package_models(settings),
+        results=tuple(result or (ResultForm.SEG,)),
+        now=utc_now(),
     )
+    outcomes = segment_folder(folder, out, work=work)
     if as_json:
         print_json(outcomes)
     else:
-        columns = ("series", "label", "voxels", "ml", "seconds", "written to")
+        columns = ("series", "label", "voxels", "ml", "seconds", "note")
         console.print(table("Segmented", columns, (row for o in outcomes for row in _outcome_rows(o))))
-    if not any(outcome.seg_path for outcome in outcomes):
+        for outcome in outcomes:
+            for form, path in outcome.objects:
+                console.print(f"{form}: {path}", soft_wrap=True)
+    if not any(outcome.picture_path for outcome in outcomes):
         raise typer.Exit(1)
 
 
@@ -139,10 +150,10 @@ def _train(settings: NodeSettings, tools: Tools, model: str, *, now: bool) -> Tr
 
 
 def _outcome_rows(outcome: FolderOutcome) -> list[tuple[object, ...]]:
-    if outcome.seg_path is None:
-        return [(outcome.series_instance_uid, outcome.reason, None, None, None, None)]
+    if outcome.picture_path is None:
+        return [(outcome.series_instance_uid, None, None, None, None, outcome.reason)]
     return [
-        (outcome.series_instance_uid, label, voxels, f"{ml:.2f}", f"{outcome.seconds:.1f}", outcome.seg_path)
+        (outcome.series_instance_uid, label, voxels, f"{ml:.2f}", f"{outcome.seconds:.1f}", outcome.reason)
         for (label, voxels), (_, ml) in zip(outcome.voxels, outcome.millilitres, strict=True)
     ]
 

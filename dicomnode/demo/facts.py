@@ -28,7 +28,7 @@ def are_settled(series_uids: Collection[str], store: Store) -> bool:
     rows = [store.series.get(uid) for uid in series_uids]
     return all(
         row is not None
-        and (row.state in _SETTLED or (row.state is SeriesState.SEGMENTED and row.model_version is None))
+        and (row.state in _SETTLED or (row.state is SeriesState.SEGMENTED and row.reason))
         for row in rows
     )
 

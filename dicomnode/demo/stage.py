@@ -95,6 +95,7 @@ name = "{stage.pacs.name}"
 ae_title = "{stage.pacs.ae_title}"
 host = "{HOST}"
 port = {stage.pacs.port}
+results = ["seg", "sr", "sc"]
 
 [training]
 window = "00:00-00:01"          # the demonstration trains on demand

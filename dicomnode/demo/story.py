@@ -15,7 +15,7 @@ from dicomnode.demo import facts, report
 from dicomnode.demo.inputs import InputSeries, find_series, write_mni_series
 from dicomnode.demo.reader import ReaderEdit, correct
 from dicomnode.demo.stage import MODEL, Cast, DemoError, Stage, build, call, call_json, is_listening
-from dicomnode.domain import Recognition, SeriesState
+from dicomnode.domain import Recognition, ResultForm, SeriesState
 from dicomnode.scp import sender
 from dicomnode.settings import load_node_settings, shipped_models_folder
 from dicomnode.store import CorrectionRecord, ResultRecord, Store
@@ -170,21 +170,25 @@ def _segment(play: Play, series: Sequence[InputSeries], store: Store) -> dict[st
         files = [path for one in series for path in one.files]
         sender.send_many(files, play.stage.node, ae_title=play.stage.pacs.ae_title)
         remarks.append(f"{len(files)} images of {len(series)} series, each acknowledged with status 0000")
-    with play.step("Segment, and send DICOM SEG to the PACS") as remarks:
+    with play.step("Segment, and send the results to the PACS") as remarks:
         uids = [one.series_instance_uid for one in series]
         play.cast.wait_for("the results", lambda: facts.are_settled(uids, store), timeout_s=_RESULT_TIMEOUT_S)
         results, reasons = {}, []
         for one in series:
             row = store.series.get(one.series_instance_uid)
             result = store.results.latest_for_series(one.series_instance_uid)
-            if row is not None and row.state is SeriesState.DELIVERED and result is not None:
+            is_delivered = row is not None and row.state is SeriesState.DELIVERED
+            if is_delivered and result is not None and not result.is_empty:
                 results[one.series_instance_uid] = result
             else:
                 reasons.append(f"{one.title}: {row.reason if row else 'the node does not know it'}")
         if not results:
             raise DemoError("the node segmented none of the series; " + "; ".join(reasons))
         remarks += [f"[yellow]no result for {reason}[/]" for reason in reasons]
-        remarks.append(f"{len(results)} SEG objects are at the PACS, in {play.stage.pacs_folder}")
+        remarks.append(
+            f"{len(results)} results are at the PACS, in {play.stage.pacs_folder}: each a SEG for viewers, a "
+            f"structured report with the volumes, and pictures for viewers that show neither"
+        )
     return results
 
 
@@ -275,9 +279,10 @@ def _draw(
 
 def _from_pacs(stage: Stage, result: ResultRecord) -> Dataset:
     """The result as the PACS has it, not as the node says it sent it."""
-    path = stage.pacs_folder / result.series_instance_uid / f"{result.sop_instance_uid}.dcm"
+    sent = next(one for one in result.objects if one.form is ResultForm.SEG)
+    path = stage.pacs_folder / sent.series_instance_uid / f"{sent.sop_instance_uid}.dcm"
     if not path.is_file():
         raise DemoError(
-            f"the node says that {result.sop_instance_uid} was delivered, but {path} is not there"
+            f"the node says that {sent.sop_instance_uid} was delivered, but {path} is not there"
         )
     return dcmread(path)

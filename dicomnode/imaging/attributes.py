@@ -4,12 +4,16 @@ pydicom decodes an element when it is first looked at, and raises then. These fu
 "nothing" for an element that is absent or does not hold what it must; the caller decides what that means.
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.dataelem import DataElement
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
 
 FloatArray = NDArray[np.float64]
 
@@ -26,20 +30,29 @@ UNREADABLE = (
 """What pydicom raises on an element that does not hold what its value representation says."""
 
 
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
 def element(ds: Dataset, keyword: str) -> DataElement | None:
     """Give an element with its decoded value; None where it is absent or cannot be decoded."""
-    if keyword not in ds:
+    tag = _tag(keyword)
+    if tag not in ds:
         return None
     try:
-        return ds[keyword]
+        return ds[tag]
     except UNREADABLE:
         return None
 
 
 def has_value(ds: Dataset, keyword: str) -> bool:
     """Answer whether an element is there and not empty, readable or not."""
+    raw = ds.get_item(_tag(keyword), keep_deferred=True)
+    if isinstance(raw, RawDataElement) and raw.VR == "DS" and raw.value and raw.value.strip(b" \0"):
+        return True
     found = element(ds, keyword)
-    return keyword in ds and (found is None or not found.is_empty)
+    return raw is not None and (found is None or not found.is_empty)
 
 
 def texts(ds: Dataset, keyword: str) -> list[str]:
@@ -59,6 +72,9 @@ def text(ds: Dataset, keyword: str) -> str:
 
 def numbers(ds: Dataset, keyword: str) -> FloatArray | None:
     """Give the values of a numerical element, shape (n,); None where they are no finite numbers."""
+    decimals = _decimals(ds, keyword)
+    if decimals is not None:
+        return decimals if np.isfinite(decimals).all() else None
     found = element(ds, keyword)
     if found is None or found.value is None or isinstance(found.value, (bytes, str)) or found.VR == "SQ":
         return None
@@ -67,6 +83,17 @@ def numbers(ds: Dataset, keyword: str) -> FloatArray | None:
     except UNREADABLE:
         return None
     return values if values.size and np.isfinite(values).all() else None
+
+
+def _decimals(ds: Dataset, keyword: str) -> FloatArray | None:
+    """Read decimal strings as they stand in the file; pydicom's own values take ten times as long to make."""
+    raw = ds.get_item(_tag(keyword), keep_deferred=True)
+    if not isinstance(raw, RawDataElement) or not raw.value or (raw.VR or dictionary_VR(raw.tag)) != "DS":
+        return None
+    try:
+        return np.array([float(value) for value in raw.value.split(b"\\")])
+    except ValueError:
+        return None
 
 
 def integer(ds: Dataset, keyword: str) -> int | None:

@@ -1,21 +1,16 @@
 """Empty frames that let OHIF open a BINARY segmentation of slices with an odd number of pixels."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 import numpy as np
-from numpy.typing import NDArray
-from pydicom import Dataset
-from pydicom.pixels.utils import pack_bits
 
-from dicomnode.imaging import attributes
-from dicomnode.imaging.seg_frames import source_images
-
-_Frame = tuple[int, int]  # segment number, slice index
+_Frame = tuple[int, int]  # segment number, index of the plane
 
 
-def pad_frames(ds: Dataset, numbers: NDArray[np.uint8], sources: Sequence[Dataset]) -> None:
-    """Add empty frames until the packed pixels fill an even number of bytes by themselves.
+def padding_frames(
+    frames: Sequence[_Frame], *, pixels: int, segments: int, planes: int
+) -> tuple[_Frame, ...]:
+    """Choose empty frames to add until the packed pixels fill an even number of bytes by themselves.
 
     Pixel Data must have an even length (PS3.5 8.1.1), so that an odd number of bytes gets one more.
     Cornerstone adapters 5.x (OHIF 3.13) then refuse the object ("Unexpected 1-bit SEG PixelData length"),
@@ -25,31 +20,22 @@ def pad_frames(ds: Dataset, numbers: NDArray[np.uint8], sources: Sequence[Datase
 
     Parameters
     ----------
-    ds
-        A BINARY segmentation as highdicom makes it; changed in place.
-    numbers
-        The segment numbers of this object, (slice, row, column).
-    sources
-        In slice order.
+    frames
+        Those that have voxels.
+    pixels
+        Rows x Columns.
+    segments, planes
+        How many there are; segments count from 1, planes from 0.
+
+    Returns
+    -------
+        None where nothing helps: every segment has a frame on every plane.
     """
-    slice_of = {attributes.text(source, "SOPInstanceUID"): index for index, source in enumerate(sources)}
-    found = {_frame_of(item, slice_of): item for item in ds.PerFrameFunctionalGroupsSequence}
-    spare = _spare_frames(list(found), len(ds.SegmentSequence), len(sources))
-    count = _frame_count(ds.Rows * ds.Columns, len(found), len(found) + len(spare))
-    if count == len(found):
-        return
-    for number, index in spare[: count - len(found)]:
-        template = next(item for (other, _), item in found.items() if other == number)
-        found[number, index] = _moved(template, sources[index])
-    order = sorted(found, key=lambda frame: (frame[0], -frame[1]))
-    planes = sorted({index for _, index in order}, reverse=True)
-    for number, index in order:
-        content = found[number, index].FrameContentSequence[0]
-        content.DimensionIndexValues = [number, planes.index(index) + 1]
-    ds.PerFrameFunctionalGroupsSequence = [found[frame] for frame in order]
-    ds.NumberOfFrames = len(order)
-    stacked = np.stack([numbers[index] == number for number, index in order])
-    ds.PixelData = pack_bits(stacked.astype(np.uint8).reshape(-1))
+    possible = segments * planes
+    count = _frame_count(pixels, len(frames), possible)
+    if count == len(frames):
+        return ()
+    return tuple(_spare_frames(frames, segments, planes)[: count - len(frames)])
 
 
 def _frame_count(pixels: int, present: int, possible: int) -> int:
@@ -62,23 +48,8 @@ def _frame_count(pixels: int, present: int, possible: int) -> int:
     return present
 
 
-def _spare_frames(present: Sequence[_Frame], segments: int, slices: int) -> list[_Frame]:
-    """List the frames that are not there, first those on slices that other segments have."""
-    planes = np.array(sorted({index for _, index in present}))
-    absent = {(number, index) for number in range(1, segments + 1) for index in range(slices)} - set(present)
-    return sorted(absent, key=lambda frame: (int(np.abs(planes - frame[1]).min()), *frame))
-
-
-def _frame_of(item: Dataset, slice_of: dict[str, int]) -> _Frame:
-    number = int(item.FrameContentSequence[0].DimensionIndexValues[0])
-    (source,) = source_images(item)
-    return number, slice_of[attributes.text(source, "ReferencedSOPInstanceUID")]
-
-
-def _moved(template: Dataset, source: Dataset) -> Dataset:
-    moved = deepcopy(template)
-    moved.PlanePositionSequence[0].ImagePositionPatient = deepcopy(source.ImagePositionPatient)
-    (reference,) = source_images(moved)
-    reference.ReferencedSOPClassUID = attributes.text(source, "SOPClassUID")
-    reference.ReferencedSOPInstanceUID = attributes.text(source, "SOPInstanceUID")
-    return moved
+def _spare_frames(present: Sequence[_Frame], segments: int, planes: int) -> list[_Frame]:
+    """List the frames that are not there, first those on planes that other segments have."""
+    used = np.array(sorted({index for _, index in present}))
+    absent = {(number, index) for number in range(1, segments + 1) for index in range(planes)} - set(present)
+    return sorted(absent, key=lambda frame: (int(np.abs(used - frame[1]).min()), *frame))

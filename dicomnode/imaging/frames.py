@@ -1,13 +1,37 @@
 """The planes of a received series: single-frame images, and the frames of multi-frame images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydicom import Dataset
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    EnhancedPETImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    LegacyConvertedEnhancedPETImageStorage,
+)
 
-from dicomnode.errors import GeometryError
+from dicomnode.errors import GeometryError, UnreadableInstanceError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import FloatArray
+from dicomnode.imaging.frame_facts import FrameFacts, FrameHeader, read_facts
+
+MULTI_FRAME_SOP_CLASSES = frozenset(
+    {
+        EnhancedCTImageStorage,
+        EnhancedMRImageStorage,
+        EnhancedPETImageStorage,
+        LegacyConvertedEnhancedCTImageStorage,
+        LegacyConvertedEnhancedMRImageStorage,
+        LegacyConvertedEnhancedPETImageStorage,
+    }
+)
+NEAREST_MM = 1e-4
+FARTHEST_MM = 1e5
+"""Distances and positions beyond these are no images of a patient, and would overflow grids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,6 +50,10 @@ class SourceFrame:
     column_cosines: FloatArray  # (3,)
     pixel_spacing_mm: FloatArray  # (2,): between rows, between columns
     size: tuple[int, int]  # rows, columns
+    slice_spacing_mm: float | None = None  # Spacing Between Slices as said, which is often wrong
+    slice_thickness_mm: float | None = None
+    stack_id: str | None = None
+    groups: tuple[Dataset, ...] = ()  # functional groups: its own, then those of all frames
 
     @property
     def sop_instance_uid(self) -> str:
@@ -38,6 +66,44 @@ class SourceFrame:
         where = f"instance {self.sop_instance_uid or '(no UID)'}"
         return f"frame {self.frame_number} of {where}" if self.is_multi_frame else where
 
+    @property
+    def header(self) -> FrameHeader:
+        """The attributes of this frame, wherever its instance holds them."""
+        return FrameHeader(self.ds, self.groups)
+
+    def read_facts(self) -> FrameFacts:
+        """Read what the frame says of itself besides its place; read anew at each call."""
+        return read_facts(self.header)
+
+
+def is_multi_frame(ds: Dataset) -> bool:
+    """Answer whether an image keeps its geometry in functional groups, frame by frame."""
+    frames = attributes.integer(ds, "NumberOfFrames") or 1
+    return frames > 1 or attributes.text(ds, "SOPClassUID") in MULTI_FRAME_SOP_CLASSES
+
+
+def frame_headers(ds: Dataset) -> Iterator[FrameHeader]:
+    """Give the header of every frame of an image.
+
+    Raises
+    ------
+    UnreadableInstanceError
+        A multi-frame image whose functional groups are not as many as its frames (PS3.3 C.7.6.16).
+    """
+    if not is_multi_frame(ds):
+        yield FrameHeader(ds)
+        return
+    count = attributes.integer(ds, "NumberOfFrames")
+    per_frame = attributes.items(ds, "PerFrameFunctionalGroupsSequence")
+    if count is None or count != len(per_frame):
+        raise UnreadableInstanceError(
+            f"{_where(ds)}: Number of Frames is {'absent' if count is None else count}, "
+            f"there are functional groups of {len(per_frame)} frames"
+        )
+    shared = tuple(attributes.items(ds, "SharedFunctionalGroupsSequence")[:1])
+    for own in per_frame:
+        yield FrameHeader(ds, (own, *shared))
+
 
 def read_frames(datasets: Sequence[Dataset]) -> tuple[SourceFrame, ...]:
     """Read the planes of the instances of one series, in the order given; pixels are not decoded.
@@ -46,33 +112,66 @@ def read_frames(datasets: Sequence[Dataset]) -> tuple[SourceFrame, ...]:
     ------
     GeometryError
         A plane has no position, orientation or pixel spacing; the message names it.
+    UnreadableInstanceError
+        A multi-frame image whose functional groups are not as many as its frames.
     """
-    return tuple(_single_frame(ds) for ds in datasets)
-
-
-def _single_frame(ds: Dataset) -> SourceFrame:
-    cosines = _numbers(ds, "ImageOrientationPatient", 6)
-    spacing = _numbers(ds, "PixelSpacing", 2)
-    if spacing.min() <= 0:
-        raise GeometryError(f"{_where(ds)}: Pixel Spacing {spacing.tolist()} is not positive")
-    return SourceFrame(
-        ds=ds,
-        frame_number=1,
-        is_multi_frame=False,
-        position_mm=_numbers(ds, "ImagePositionPatient", 3),
-        row_cosines=cosines[:3],
-        column_cosines=cosines[3:],
-        pixel_spacing_mm=spacing,
-        size=(attributes.integer(ds, "Rows") or 0, attributes.integer(ds, "Columns") or 0),
+    return tuple(
+        _frame(header, number) for ds in datasets for number, header in enumerate(frame_headers(ds), start=1)
     )
 
 
-def _numbers(ds: Dataset, keyword: str, count: int) -> FloatArray:
-    if not attributes.has_value(ds, keyword):
-        raise GeometryError(f"{_where(ds)} is without geometry: {keyword} is missing")
-    values = attributes.numbers(ds, keyword)
+def _frame(header: FrameHeader, number: int) -> SourceFrame:
+    ds = header.ds
+    where = f"{_where(ds)}, frame {number}" if header.groups else _where(ds)
+    cosines = _numbers(header, "PlaneOrientationSequence", "ImageOrientationPatient", 6, where)
+    spacing = _numbers(header, "PixelMeasuresSequence", "PixelSpacing", 2, where)
+    if spacing.min() <= 0:
+        raise GeometryError(f"{where}: Pixel Spacing {spacing.tolist()} is not positive")
+    is_only = attributes.integer(ds, "NumberOfFrames") in {None, 1}
+    own = header if is_only else FrameHeader(Dataset(), header.groups)
+    position = _numbers(own, "PlanePositionSequence", "ImagePositionPatient", 3, where)
+    if (
+        np.abs(position).max() > FARTHEST_MM
+        or not NEAREST_MM <= spacing.min() <= spacing.max() <= FARTHEST_MM
+    ):
+        raise GeometryError(
+            f"{where}: position {position.tolist()} mm and Pixel Spacing {spacing.tolist()} mm "
+            f"are beyond {NEAREST_MM} to {FARTHEST_MM:.0f} mm"
+        )
+    return SourceFrame(
+        ds=ds,
+        frame_number=number,
+        is_multi_frame=bool(header.groups),
+        position_mm=position,
+        row_cosines=cosines[:3],
+        column_cosines=cosines[3:],
+        pixel_spacing_mm=spacing,
+        size=_size(ds, where),
+        slice_spacing_mm=_positive(header.number("PixelMeasuresSequence", "SpacingBetweenSlices")),
+        slice_thickness_mm=_positive(header.number("PixelMeasuresSequence", "SliceThickness")),
+        stack_id=header.text("FrameContentSequence", "StackID"),
+        groups=header.groups,
+    )
+
+
+def _size(ds: Dataset, where: str) -> tuple[int, int]:
+    size = (attributes.integer(ds, "Rows") or 0, attributes.integer(ds, "Columns") or 0)
+    if min(size) < 1:
+        raise GeometryError(f"{where}: {size[0]} Rows and {size[1]} Columns")
+    return size
+
+
+def _positive(value: float | None) -> float | None:
+    """Spacing Between Slices may be negative (PS3.3 C.8.4.15): it says the order, which is not used."""
+    return abs(value) if value is not None and NEAREST_MM <= abs(value) <= FARTHEST_MM else None
+
+
+def _numbers(header: FrameHeader, sequence: str, keyword: str, count: int, where: str) -> FloatArray:
+    if not header.has_value(sequence, keyword):
+        raise GeometryError(f"{where}: a series without geometry: {keyword} is missing")
+    values = header.numbers(sequence, keyword)
     if values is None or values.size != count:
-        raise GeometryError(f"{_where(ds)}: {keyword} does not hold {count} finite numbers")
+        raise GeometryError(f"{where}: {keyword} does not hold {count} finite numbers")
     return values
 
 

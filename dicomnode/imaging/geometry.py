@@ -84,7 +84,9 @@ def read_grid(datasets: Sequence[Dataset]) -> tuple[tuple[Dataset, ...], SliceGr
     series_uid = _series_uid(datasets)
     planes = [_read_plane(ds, series_uid) for ds in datasets]
     _check_alike(datasets, planes, series_uid)
-    row_cosines, column_cosines, normal = _orthonormal(planes[0], series_uid)
+    row_cosines, column_cosines, normal = orthonormal(
+        planes[0].row_cosines, planes[0].column_cosines, series_uid
+    )
     positions = np.stack([plane.position for plane in planes])
     distances = positions @ normal
     order = np.argsort(distances, kind="stable")
@@ -179,16 +181,25 @@ def _check_alike(datasets: Sequence[Dataset], planes: Sequence[_Plane], series_u
             )
 
 
-def _orthonormal(plane: _Plane, series_uid: str) -> tuple[FloatArray, FloatArray, FloatArray]:
-    lengths = np.linalg.norm([plane.row_cosines, plane.column_cosines], axis=1)
-    skew = abs(float(plane.row_cosines @ plane.column_cosines))
+def orthonormal(
+    row_cosines: FloatArray, column_cosines: FloatArray, series_uid: str
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Give exact directions along rows and columns, and their normal, for rounded direction cosines.
+
+    Raises
+    ------
+    GeometryError
+        They are not two orthogonal unit vectors within `UNIT_TOLERANCE`.
+    """
+    lengths = np.linalg.norm([row_cosines, column_cosines], axis=1)
+    skew = abs(float(row_cosines @ column_cosines))
     if np.abs(lengths - 1).max() > UNIT_TOLERANCE or skew > UNIT_TOLERANCE:
         raise GeometryError(
             f"series {series_uid}: Image Orientation (Patient) is not two orthogonal unit vectors "
             f"(lengths {lengths[0]:.4f} and {lengths[1]:.4f}, product {skew:.4f})"
         )
-    row = plane.row_cosines / lengths[0]
-    column = plane.column_cosines - (plane.column_cosines @ row) * row
+    row = row_cosines / lengths[0]
+    column = column_cosines - (column_cosines @ row) * row
     column /= np.linalg.norm(column)
     return row, column, np.cross(row, column)
 

@@ -1,7 +1,7 @@
 """What marks an object as ours: device attributes, derived UIDs and digests of label volumes."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid5
 
@@ -52,11 +52,40 @@ def tracking_uid(series_instance_uid: str, label: str) -> str:
     return derived_uid("tracking", series_instance_uid, label.casefold())
 
 
+class MaskDigest:
+    """Digest of one mask (slice, row, column), taken slice by slice in ascending order.
+
+    It covers the shape and, for each slice that has voxels, its index, the smallest box of rows and columns
+    that holds them, and the bits in that box. Slices without voxels need not be given.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._sha256 = hashlib.sha256("x".join(str(size) for size in shape).encode() + b"\n")
+
+    def add(
+        self, index: int, mask: NDArray[np.bool_ | np.integer], *, corner: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Take one slice in: `mask` (row, column), zero or not, from `corner` on; all else is zero."""
+        rows = np.flatnonzero(mask.any(axis=1))
+        if not rows.size:
+            return
+        columns = np.flatnonzero(mask.any(axis=0))
+        box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        place = (index, corner[0] + rows[0], corner[1] + columns[0], *box.shape)
+        self._sha256.update(np.array(place, "<u4").tobytes())
+        self._sha256.update(np.packbits(box).tobytes())
+
+    def sha256(self) -> Sha256:
+        """Give the digest of the slices so far."""
+        return Sha256(self._sha256.hexdigest())
+
+
 def mask_sha256(mask: BoolArray) -> Sha256:
-    """Digest of one mask (slice, row, column): its shape and its voxels in C order."""
-    packed = np.packbits(np.ascontiguousarray(mask, dtype=np.bool_))
-    shape = "x".join(str(size) for size in mask.shape)
-    return Sha256(hashlib.sha256(shape.encode() + b"\n" + packed.tobytes()).hexdigest())
+    """Digest of one mask (slice, row, column): its shape and its voxels."""
+    digest = MaskDigest(mask.shape)
+    for index in np.flatnonzero(mask.any(axis=(1, 2))).tolist():
+        digest.add(index, mask[index])
+    return digest.sha256()
 
 
 def voxels_sha256(masks: Mapping[str, BoolArray]) -> Sha256:
@@ -65,7 +94,12 @@ def voxels_sha256(masks: Mapping[str, BoolArray]) -> Sha256:
     Only labels with voxels count; overlapping masks are as good as others. `masks` are on
     the grid of the source series in slice order.
     """
-    lines = sorted(f"{label}\t{mask_sha256(mask)}\n" for label, mask in masks.items() if mask.any())
+    return joined_sha256({label: mask_sha256(mask) for label, mask in masks.items() if mask.any()})
+
+
+def joined_sha256(digests: Mapping[str, Sha256]) -> Sha256:
+    """Digest of a label volume from the `mask_sha256` of its labels that have voxels."""
+    lines = sorted(f"{label}\t{digest}\n" for label, digest in digests.items())
     return Sha256(hashlib.sha256("".join(lines).encode()).hexdigest())
 
 

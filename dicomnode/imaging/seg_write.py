@@ -1,46 +1,188 @@
-"""A label volume on the grid of its source series, as a DICOM Segmentation (PS3.3 A.51).
+"""What a model found, as DICOM Segmentations of the source series (PS3.3 A.51).
 
-The result is BINARY in Explicit VR Little Endian, one instance in a series of its own. The same
-inputs give the same data set byte for byte: every UID derives from the content and every time
-from `created_at`.
+Two forms: BINARY in Explicit VR Little Endian, which every archive and most viewers take, and one
+label map in RLE Lossless. The same findings and run give the same bytes: every UID derives from the
+content and every time from the run. Before an object is given away its bytes are read back and compared
+with the findings.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 from highdicom import Volume
-from highdicom.seg import Segmentation, SegmentationTypeValues
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
-from dicomnode.domain import ModelCard, Segment, Sha256
-from dicomnode.errors import GeometryError
-from dicomnode.imaging import attributes, seg_read
-from dicomnode.imaging.frame_padding import pad_frames
-from dicomnode.imaging.geometry import SliceGrid, read_grid
-from dicomnode.imaging.identity import (
-    DEVICE,
-    BoolArray,
-    derived_uid,
-    label_table_sha256,
-    mask_sha256,
-    tracking_uid,
-    voxels_sha256,
-)
-from dicomnode.imaging.result_header import series_description
-from dicomnode.imaging.seg_header import finish_header, segment_description, source_headers
+from dicomnode.domain import ModelCard, Sha256
+from dicomnode.imaging import attributes, seg_check, seg_header
+from dicomnode.imaging.findings import Findings, Measure, Run, measure
+from dicomnode.imaging.frame_padding import padding_frames
+from dicomnode.imaging.functional_groups import per_frame_groups
+from dicomnode.imaging.identity import DEVICE, label_table_sha256
+from dicomnode.imaging.result_header import LONG_STRING, series_description
+from dicomnode.imaging.seg_encode import Frame, encode_rle, pack_frames
+from dicomnode.imaging.seg_parts import split
+from dicomnode.imaging.series import SeriesVolume
+from dicomnode.imaging.stacks import only_stack
 
-__all__ = ["DEVICE", "EncodedSeg", "encode", "label_table_sha256", "to_segment_numbers"]
+__all__ = [
+    "DEVICE",
+    "EncodedSeg",
+    "encode",
+    "encode_binary",
+    "encode_label_map",
+    "label_table_sha256",
+    "to_segment_numbers",
+]
 
-SERIES_NUMBER = 9001
-SMALLEST_FRAME = 8
-"""Pixels: highdicom packs the bits of smaller frames wrongly."""
-CONTENT_LABEL = "AI_SEG"
-CONTENT_DESCRIPTION = "AI result, not verified by a physician"
+LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
+LABEL_MAP_SERIES_NUMBER = 9000
+FIRST_SERIES_NUMBER = 9001
+
+
+def encode_binary(findings: Findings, *, run: Run) -> tuple[Dataset, ...]:
+    """Write findings as BINARY segmentations: one, or several by organ group above 30 found labels.
+
+    Labels without voxels are left out and the others are renumbered 1..N in the order of the card:
+    BINARY numbers must be consecutive (PS3.3 C.8.20.2.4) and viewers stall on empty segments. The
+    identity of a label is its Segment Label and Tracking UID, never its number.
+
+    Parameters
+    ----------
+    run
+        Part of both UIDs: a repeated run gives the same objects, a revised series a new series beside the
+        superseded one.
+
+    Returns
+    -------
+        Each in a series of its own; () when no voxel is labelled: an empty result sends no segmentation.
+
+    Raises
+    ------
+    UnreadableInstanceError
+        A source image cannot be referred to, because it lacks a UID.
+    """
+    seg_header.check_references(findings.stack)
+    parts = split(findings.found)
+    return tuple(
+        _binary_part(findings, segments, run=run, part=(index, len(parts)))
+        for index, segments in enumerate(parts)
+    )
+
+
+def encode_label_map(findings: Findings, *, run: Run) -> Dataset:
+    """Write findings as one Label Map Segmentation of bytes, from the first plane with a label to the last.
+
+    Numbers are those of `encode_binary` with all labels in one object. Value 0 is described last in the
+    Segment Sequence: it must be described (PS3.3 C.8.20.2.3.3), and readers that count items instead of
+    reading Segment Number (OHIF 3.13) would otherwise give each segment the colour of the one before.
+
+    Returns
+    -------
+        When nothing is found: the labels that were looked for and one plane without a voxel.
+
+    Raises
+    ------
+    UnreadableInstanceError
+        A source image cannot be referred to, because it lacks a UID.
+    """
+    seg_header.check_references(findings.stack)
+    planes = np.flatnonzero(findings.voxels_per_plane.any(axis=1)).tolist() or [0]
+    used = range(planes[-1], planes[0] - 1, -1)
+    segments = findings.found or findings.measures
+    ds = Dataset()
+    ds.SOPClassUID, ds.SegmentationType = LABEL_MAP_STORAGE, "LABELMAP"
+    ds.SeriesNumber = LABEL_MAP_SERIES_NUMBER
+    ds.SeriesDescription = series_description(findings.card)
+    _write_header(ds, findings, segments, key=("labelmap",), run=run)
+    ds.SegmentSequence.append(seg_header.background_item())
+    ds.add_new("PixelPaddingValue", "US", 0)
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit = 7
+    ds.NumberOfFrames = len(used)
+    groups = per_frame_groups(findings.stack.frames, [(None, plane) for plane in used])
+    ds[groups.tag] = groups
+    numbers = _renumbering(segments)
+    stored = encapsulate([encode_rle(numbers[findings.labels[plane]]) for plane in used])
+    ds.add_new("PixelData", "OB", stored)
+    ds["PixelData"].is_undefined_length = True
+    seg_header.write_file_meta(ds, RLELossless)
+    seg_check.check_label_map(ds, findings, findings.found)
+    return ds
+
+
+def to_segment_numbers(class_indices: Volume, card: ModelCard) -> Volume:
+    """Turn the class indices of a network into the segment numbers of its card (0 stays 0)."""
+    table = np.zeros(256, np.uint8)
+    for segment in card.segments:
+        table[segment.class_index] = segment.segment_number
+    return class_indices.with_array(table[np.asarray(class_indices.array, np.uint8)])
+
+
+def _binary_part(
+    findings: Findings, segments: Sequence[Measure], *, run: Run, part: tuple[int, int]
+) -> Dataset:
+    ds = Dataset()
+    ds.SOPClassUID, ds.SegmentationType = SegmentationStorage, "BINARY"
+    ds.SeriesNumber = FIRST_SERIES_NUMBER + part[0]
+    ds.SeriesDescription = _description(findings.card, part)
+    key = ("seg",) if part[1] == 1 else ("seg", f"part {part[0] + 1} of {part[1]}")
+    _write_header(ds, findings, segments, key=key, run=run)
+    ds.BitsAllocated = ds.BitsStored = 1
+    ds.HighBit = 0
+    frames = _binary_frames(findings, segments)
+    ds.NumberOfFrames = len(frames)
+    groups = per_frame_groups(findings.stack.frames, frames)
+    ds[groups.tag] = groups
+    values = [found.segment.segment_number for found in segments]
+    stored = pack_frames(findings.labels, [(values[number - 1], plane) for number, plane in frames])
+    ds.add_new("PixelData", "OB", stored)
+    seg_header.write_file_meta(ds, ExplicitVRLittleEndian)
+    seg_check.check_binary(ds, findings, segments)
+    return ds
+
+
+def _write_header(
+    ds: Dataset, findings: Findings, segments: Sequence[Measure], *, key: tuple[str, ...], run: Run
+) -> None:
+    seg_header.write_identity(ds, findings, key=key, run=run)
+    seg_header.write_source(ds, findings, run=run)
+    seg_header.write_image(ds, findings.stack)
+    seg_header.write_dimensions(ds, has_segments=ds.SegmentationType == "BINARY")
+    ds.SegmentSequence = seg_header.segment_items(segments, findings.card)
+
+
+def _binary_frames(findings: Findings, segments: Sequence[Measure]) -> list[Frame]:
+    """List (segment number, plane) of every frame, segment by segment, from the last plane to the first."""
+    frames = [
+        (number, plane)
+        for number, found in enumerate(segments, start=1)
+        for plane in np.flatnonzero(findings.voxels_per_plane[:, found.segment.segment_number]).tolist()
+    ]
+    planes, rows, columns = findings.stack.shape
+    padding = padding_frames(frames, pixels=rows * columns, segments=len(segments), planes=planes)
+    return sorted([*frames, *padding], key=lambda frame: (frame[0], -frame[1]))
+
+
+def _renumbering(segments: Sequence[Measure]) -> NDArray[np.uint8]:
+    table = np.zeros(256, np.uint8)
+    for number, found in enumerate(segments, start=1):
+        table[found.segment.segment_number] = number
+    return table
+
+
+def _description(card: ModelCard, part: tuple[int, int]) -> str:
+    whole = series_description(card)
+    if part[1] == 1:
+        return whole
+    tail = f" part {part[0] + 1} of {part[1]}"
+    name = whole.removeprefix("AI ")
+    return f"AI {name[-(LONG_STRING - 3 - len(tail)) :]}{tail}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,153 +208,27 @@ class EncodedSeg:
 def encode(
     labels: Volume, *, sources: Sequence[Dataset], card: ModelCard, created_at: datetime, run_id: str = ""
 ) -> EncodedSeg | None:
-    """Write a label volume as a segmentation of its source series.
-
-    Labels without voxels are left out and the others are renumbered 1..N in the order of the card:
-    BINARY numbers must be consecutive (PS3.3 C.8.20.2.4) and viewers stall on empty segments. The
-    identity of a label is its Segment Label and Tracking UID, never its number.
-
-    Parameters
-    ----------
-    labels
-        uint8 segment numbers of `card` (0 is background), on the grid of `series.to_volume(sources)`.
-        Network output goes through `to_segment_numbers` first.
-    sources
-        The images of the series in any order; left unchanged, pixels are not read.
-    created_at
-        Aware. Written in the sources' time zone where they name one (0008,0201), else as it stands.
-    run_id
-        What tells two runs on the same series apart, such as the digest of the received bytes; "" takes
-        a digest of the sources' SOP Instance UIDs. It is part of both UIDs: a repeated run gives the same
-        object, a revised series a new series beside the superseded one.
-
-    Returns
-    -------
-        None when no voxel is labelled: an empty result sends no segmentation.
-
-    Raises
-    ------
-    GeometryError
-        The sources form no regular grid, or their slices have fewer than 8 pixels.
-    """
-    ordered, grid = read_grid(sources)
-    if grid.shape[1] * grid.shape[2] < SMALLEST_FRAME:
-        raise GeometryError(
-            f"series {grid.series_instance_uid}: slices of {grid.shape[1]} x {grid.shape[2]} pixels"
-        )
-    _check_labels(labels, grid, card)
-    masks = {s.label: np.asarray(labels.array == s.segment_number) for s in card.segments}
-    written = tuple(segment for segment in card.segments if masks[segment.label].any())
+    """Write a label volume as one BINARY segmentation of its source series; see `encode_binary`."""
+    stack = only_stack(sources)
+    pixels: NDArray[np.float32] = np.broadcast_to(np.zeros((), np.float32), stack.shape)
+    image = Volume(pixels, stack.grid.affine, "PATIENT", stack.grid.frame_of_reference_uid)
+    series = SeriesVolume(image=image, planes=pixels, stack=stack)
+    findings = measure(labels, series=series, card=card)
+    uids = "\n".join(sorted(attributes.text(ds, "SOPInstanceUID") for ds in stack.datasets))
+    revision = run_id or hashlib.sha256(uids.encode()).hexdigest()
+    written = encode_binary(findings, run=Run(created_at=created_at, revision=revision))
     if not written:
         return None
-    voxels = voxels_sha256(masks)
-    run = run_id or _run_of(ordered)
-    key = (grid.series_instance_uid, card.name, card.version, label_table_sha256(card), run)
-    uids = (derived_uid("series", *key), derived_uid("instance", *key, voxels))
-    numbers = _renumbered(masks, written, grid)
-    ds = _segmentation(numbers, source_headers(ordered, grid), segments=written, card=card, uids=uids)
-    pad_frames(ds, numbers, ordered)
-    finish_header(ds, source=ordered[0], created_at=created_at)
-    _check_round_trip(ds, masks, ordered, card)
-    return _record(ds, masks, written, grid, card)
-
-
-def to_segment_numbers(class_indices: Volume, card: ModelCard) -> Volume:
-    """Turn the class indices of a network into the segment numbers of its card (0 stays 0)."""
-    table = np.zeros(256, np.uint8)
-    for segment in card.segments:
-        table[segment.class_index] = segment.segment_number
-    return class_indices.with_array(table[np.asarray(class_indices.array, np.uint8)])
-
-
-def _check_labels(labels: Volume, grid: SliceGrid, card: ModelCard) -> None:
-    if labels.dtype != np.uint8:
-        raise ValueError(f"labels are {labels.dtype}, uint8 segment numbers were expected")
-    on_grid = labels.shape == grid.shape and np.allclose(labels.affine, grid.affine, atol=1e-3)
-    if not on_grid:
-        raise ValueError(f"labels {labels.shape} do not lie on the grid {grid.shape} of the source series")
-    known = {0, *(segment.segment_number for segment in card.segments)}
-    unknown = set(np.unique(labels.array).tolist()) - known
-    if unknown:
-        raise ValueError(f"label values {sorted(unknown)} are no segment numbers of model {card.version}")
-
-
-def _run_of(sources: Sequence[Dataset]) -> str:
-    uids = "\n".join(sorted(attributes.text(ds, "SOPInstanceUID") for ds in sources))
-    return hashlib.sha256(uids.encode()).hexdigest()
-
-
-def _renumbered(
-    masks: Mapping[str, BoolArray], written: Sequence[Segment], grid: SliceGrid
-) -> NDArray[np.uint8]:
-    numbers = np.zeros(grid.shape, np.uint8)
-    for number, segment in enumerate(written, start=1):
-        numbers[masks[segment.label]] = number
-    return numbers
-
-
-def _segmentation(
-    numbers: NDArray[np.uint8],
-    headers: Sequence[Dataset],
-    *,
-    segments: Sequence[Segment],
-    card: ModelCard,
-    uids: tuple[str, str],
-) -> Dataset:
-    series_uid = str(headers[0].SeriesInstanceUID)
-    return Segmentation(
-        source_images=headers,
-        pixel_array=numbers,
-        segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[
-            segment_description(segment, number, card=card, series_instance_uid=series_uid)
-            for number, segment in enumerate(segments, start=1)
-        ],
-        series_instance_uid=uids[0],
-        series_number=SERIES_NUMBER,
-        sop_instance_uid=uids[1],
-        instance_number=1,
-        manufacturer=DEVICE.manufacturer,
-        manufacturer_model_name=DEVICE.manufacturer_model_name,
-        software_versions=DEVICE.software_versions,
-        device_serial_number=DEVICE.device_serial_number,
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        omit_empty_frames=True,
-        content_label=CONTENT_LABEL,
-        content_description=CONTENT_DESCRIPTION,
-        series_description=series_description(card),
-        workers=0,
-    )
-
-
-def _check_round_trip(
-    ds: Dataset, masks: Mapping[str, BoolArray], sources: Sequence[Dataset], card: ModelCard
-) -> None:
-    decoded = seg_read.decode(ds, sources=sources, card=card)
-    for label, mask in masks.items():
-        read_back = decoded.masks.get(label)
-        same = not mask.any() if read_back is None else np.array_equal(read_back, mask)
-        if not same:
-            raise RuntimeError(f"segmentation {ds.SOPInstanceUID}: label {label} is not read back as written")
-    if decoded.flags or decoded.unmapped_labels:
-        raise RuntimeError(f"segmentation {ds.SOPInstanceUID} reads back with {decoded.flags}")
-
-
-def _record(
-    ds: Dataset, masks: Mapping[str, BoolArray], written: Sequence[Segment], grid: SliceGrid, card: ModelCard
-) -> EncodedSeg:
-    counts = tuple((segment.label, int(np.count_nonzero(masks[segment.label]))) for segment in card.segments)
-    voxel_ml = float(np.prod(grid.spacing_mm)) / 1000.0
-    series_uid = grid.series_instance_uid
+    ds = written[0]
     return EncodedSeg(
         ds=ds,
         sop_instance_uid=str(ds.SOPInstanceUID),
         series_instance_uid=str(ds.SeriesInstanceUID),
-        source_series_uid=series_uid,
-        label_table_sha256=label_table_sha256(card),
-        voxels_sha256=voxels_sha256(masks),
-        label_sha256=tuple((s.label, mask_sha256(masks[s.label])) for s in card.segments),
-        voxels=counts,
-        millilitres=tuple((label, count * voxel_ml) for label, count in counts),
-        tracking_uids=tuple((s.label, tracking_uid(series_uid, s.label)) for s in written),
+        source_series_uid=stack.series_instance_uid,
+        label_table_sha256=findings.label_table_sha256,
+        voxels_sha256=findings.voxels_sha256,
+        label_sha256=tuple((m.segment.label, m.sha256) for m in findings),
+        voxels=tuple((m.segment.label, m.voxels) for m in findings),
+        millilitres=tuple((m.segment.label, m.millilitres) for m in findings),
+        tracking_uids=tuple((m.segment.label, m.tracking_uid) for m in findings.found),
     )

@@ -1,5 +1,6 @@
 """A received series as a volume in modality units."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,16 +8,21 @@ import numpy as np
 from highdicom import Volume
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels.processing import apply_modality_lut
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage
 
-from dicomnode.errors import GeometryError, UnreadableInstanceError, UnsupportedSeriesError
+from dicomnode.errors import GeometryError, UnsupportedSeriesError
 from dicomnode.imaging import attributes
+from dicomnode.imaging.frame_facts import FrameHeader, frame_type, siemens_mosaic_tiles
+from dicomnode.imaging.frames import MULTI_FRAME_SOP_CLASSES, is_multi_frame
+from dicomnode.imaging.pixels import VOLUME_LIMIT_BYTES, decode_planes
+from dicomnode.imaging.regrid import labels_to_planes, planes_to_image
 from dicomnode.imaging.stacks import Stack, only_stack
 
-SUPPORTED_SOP_CLASSES = frozenset({CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage})
-_DECODING_ERRORS = (*attributes.UNREADABLE, IndexError, RuntimeError)
+SUPPORTED_SOP_CLASSES = MULTI_FRAME_SOP_CLASSES | {
+    CTImageStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,46 +45,69 @@ class SeriesVolume:
 
     def on_planes(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Bring labels from the image's grid to the received planes; of a regular stack no copy is made."""
-        return labels
+        return labels_to_planes(labels, self.stack)
 
 
-def to_volume(datasets: Sequence[Dataset]) -> SeriesVolume:
-    """Make one volume of the CT, MR or PET images of a series.
-
-    Slices are ordered along the normal of the image plane, ascending; slope and intercept are
-    applied slice by slice (they differ between the slices of a PET series, PS3.3 C.8.9.4).
+def to_volume(datasets: Sequence[Dataset], *, maximum_missing: int = 0) -> SeriesVolume:
+    """Make one volume of the CT, MR or PET images of a series that holds one stack.
 
     Parameters
     ----------
     datasets
-        Images of one series in any order, read from Part 10 (with file meta information);
-        left unchanged.
+        Single-frame or multi-frame images of one series in any order, read from Part 10 (with file meta
+        information); left unchanged.
+    maximum_missing
+        How many slices may be missing in one gap; those are interpolated for the model. Unevenly spaced
+        slices count as one.
 
     Raises
     ------
     UnsupportedSeriesError
-        Not CT, MR or PET; enhanced multi-frame, localizer, colour or without pixels.
+        Not CT, MR or PET; a localizer or mosaic, colour or without pixels; several stacks.
     GeometryError
-        The slices do not form one regular volume (see `geometry.read_grid`).
+        The slices do not form one volume; see `stack_volume` and `stacks.read_stacks`.
     UnreadableInstanceError
         The pixels of a slice cannot be decoded; the message names its SOP Instance UID.
     """
     if not datasets:
         raise GeometryError("no images: at least one slice was expected")
     check_supported(datasets)
-    return stack_volume(only_stack(datasets))
+    return stack_volume(only_stack(datasets), maximum_missing=maximum_missing)
 
 
-def stack_volume(stack: Stack) -> SeriesVolume:
-    """Decode the pixels of one stack; see `to_volume`."""
-    planes: NDArray[np.float32] = np.empty(stack.shape, np.float32)
-    for index, frame in enumerate(stack.frames):
-        planes[index] = _modality_values(frame.ds, stack.shape[1:])
+def stack_volume(stack: Stack, *, maximum_missing: int = 0) -> SeriesVolume:
+    """Decode the pixels of one stack, and resample them where its planes are not regular; see `to_volume`.
+
+    Raises
+    ------
+    GeometryError
+        More slices are missing in a gap than allowed, or the planes have no regular spacing; the message
+        names the gap, its position, the expected spacing and the UID of the slice before it.
+    """
+    _check_gaps(stack, maximum_missing)
+    planes = decode_planes(stack.frames, shape=stack.shape)
     grid = stack.grid
     image = Volume(
-        planes, grid.affine, coordinate_system="PATIENT", frame_of_reference_uid=grid.frame_of_reference_uid
+        planes_to_image(planes, stack),
+        grid.affine,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=grid.frame_of_reference_uid,
     )
     return SeriesVolume(image=image, planes=planes, stack=stack)
+
+
+def _check_gaps(stack: Stack, maximum_missing: int) -> None:
+    defects = [stack.refusal] if stack.refusal else []
+    if stack.missing_slices > maximum_missing:
+        before = stack.frames[int(np.diff(stack.offsets[:, 0]).argmax())]
+        allowed = f"{maximum_missing} missing slices in a gap are allowed" if maximum_missing else ""
+        defects += [*stack.remarks, *filter(None, [allowed]), f"the widest gap follows {before.name}"]
+    size_bytes = 4 * math.prod(stack.grid.shape)
+    if size_bytes > VOLUME_LIMIT_BYTES:
+        defects.append(f"a grid of {stack.grid.shape} voxels would take {size_bytes / 1024**3:.1f} GiB")
+    if defects:
+        named = f" ({stack.name})" if stack.name else ""
+        raise GeometryError(f"series {stack.series_instance_uid}{named}: {'; '.join(defects)}")
 
 
 def check_supported(datasets: Sequence[Dataset]) -> None:
@@ -92,34 +121,56 @@ def check_supported(datasets: Sequence[Dataset]) -> None:
 
 
 def _unsupported_reason(ds: Dataset) -> str | None:
+    return _other_class(ds) or _other_pixels(ds) or _other_layout(ds)
+
+
+def _other_class(ds: Dataset) -> str | None:
     sop_class = UID(attributes.text(ds, "SOPClassUID"))
-    if (attributes.integer(ds, "NumberOfFrames") or 1) > 1 or "Enhanced" in sop_class.name:
-        return "enhanced multi-frame images are not read yet; send the classic single-frame form"
-    if sop_class not in SUPPORTED_SOP_CLASSES:
-        return f"SOP class {sop_class.name or '(missing)'} is not CT, MR or PET Image Storage"
-    if "LOCALIZER" in [value.upper() for value in attributes.texts(ds, "ImageType")]:
-        return "a localizer is not a volume"
-    photometric = attributes.text(ds, "PhotometricInterpretation")
-    if attributes.integer(ds, "SamplesPerPixel") not in {1, None} or not photometric.startswith("MONOCHROME"):
-        return f"colour images ({photometric or 'no photometric interpretation'})"
+    if sop_class in SUPPORTED_SOP_CLASSES:
+        return None
+    colour = _colour(ds)
+    return f"SOP class {sop_class.name or '(missing)'} is not CT, MR or PET Image Storage" + (
+        f", and has {colour}" if colour else ""
+    )
+
+
+def _other_pixels(ds: Dataset) -> str | None:
+    if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
+        return "parametric maps of floating-point pixels are not read"
     if "PixelData" not in ds:
         return "no pixel data"
+    return _colour(ds)
+
+
+def _colour(ds: Dataset) -> str | None:
+    photometric = attributes.text(ds, "PhotometricInterpretation")
+    if attributes.integer(ds, "SamplesPerPixel") in {1, None} and photometric.startswith("MONOCHROME"):
+        return None
+    if "PixelData" not in ds and not photometric:
+        return None
+    return f"colour images ({photometric or 'no photometric interpretation'})"
+
+
+def _other_layout(ds: Dataset) -> str | None:
+    image_type = [value.upper() for value in attributes.texts(ds, "ImageType")]
+    if "MOSAIC" in image_type or siemens_mosaic_tiles(ds) > 1:
+        return "a mosaic shows many slices in one image; send the unpacked or enhanced form"
+    if "LOCALIZER" in image_type or _has_localizers_only(ds, image_type):
+        return "a localizer is not a volume"
+    if is_multi_frame(ds) and not attributes.items(ds, "PerFrameFunctionalGroupsSequence"):
+        frames = attributes.text(ds, "NumberOfFrames") or "no Number of Frames"
+        return f"{frames} frames without functional groups that say where they lie"
     return None
+
+
+def _has_localizers_only(ds: Dataset, image_type: list[str]) -> bool:
+    """Read the type of every frame where that of the image does not say it (PS3.3 C.8.16.1)."""
+    if not is_multi_frame(ds) or not {"MIXED"}.issuperset(image_type[2:3]):
+        return False
+    groups = attributes.items(ds, "PerFrameFunctionalGroupsSequence")
+    shared = tuple(attributes.items(ds, "SharedFunctionalGroupsSequence")[:1])
+    return all("LOCALIZER" in frame_type(FrameHeader(ds, (own, *shared))) for own in groups) and bool(groups)
 
 
 def _instance(ds: Dataset) -> str:
     return attributes.text(ds, "SOPInstanceUID") or "(no UID)"
-
-
-def _modality_values(ds: Dataset, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    try:
-        values = np.asarray(apply_modality_lut(pixel_array(ds), ds), np.float32)
-    except _DECODING_ERRORS as error:
-        raise UnreadableInstanceError(
-            f"the pixels of instance {_instance(ds)} cannot be decoded: {error}"
-        ) from error
-    if values.shape != shape:
-        raise UnreadableInstanceError(
-            f"instance {_instance(ds)} decodes to {values.shape}, {shape} was expected"
-        )
-    return values

@@ -1,4 +1,4 @@
-"""Send one result to one destination; the bytes on disk are sent, however often it takes."""
+"""Send one object of a result to one destination; the bytes on disk are sent, however often it takes."""
 
 from dicomnode.domain import Job
 from dicomnode.errors import DeliveryError, InputError
@@ -8,7 +8,7 @@ from dicomnode.store.records import DeliveryState
 
 
 def deliver_result(job: Job, tools: Tools) -> None:
-    """Send the result that a delivery names, and mark it sent."""
+    """Send the object that a delivery names, and mark it sent."""
     delivery = tools.store.results.delivery(int(job.subject))
     if delivery is None:
         raise InputError(f"no delivery {job.subject} is known")
@@ -20,8 +20,8 @@ def deliver_result(job: Job, tools: Tools) -> None:
         raise DeliveryError(
             f"destination {delivery.destination!r} is not configured any more; add it to [[destinations]]"
         )
-    result = tools.store.series.instance(delivery.result_sop_uid)
-    if result is None:
-        raise InputError(f"result {delivery.result_sop_uid} is no longer in the spool")
-    sender.send(tools.spool.path_of(result), destination, ae_title=tools.ae_title)
+    stored = tools.store.series.instance(delivery.object_sop_uid)
+    if stored is None:
+        raise InputError(f"result {delivery.object_sop_uid} is no longer in the spool")
+    sender.send(tools.spool.path_of(stored), destination, ae_title=tools.ae_title)
     tools.store.results.mark_sent(job, delivery.id, now=tools.now())

@@ -1,116 +1,132 @@
-"""From a quiet series to a result on disk that is queued for every destination."""
+"""From a quiet series to results on disk that are queued for the destinations of its route."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
-import highdicom as hd
 from pydicom import Dataset
 
-from dicomnode.domain import Job, ModelCard, SeriesInstanceUid, StoredInstance
+from dicomnode.domain import Job, SeriesInstanceUid, StoredInstance
+from dicomnode.errors import UnsupportedSeriesError
+from dicomnode.imaging import findings as findings_of
 from dicomnode.imaging import seg_write
-from dicomnode.imaging.seg_write import EncodedSeg
-from dicomnode.imaging.series import SeriesVolume, to_volume
+from dicomnode.imaging.findings import Findings, Run
+from dicomnode.imaging.series import SeriesVolume, check_supported, stack_volume
+from dicomnode.imaging.stacks import read_stacks
 from dicomnode.ml import inference
 from dicomnode.ml.inference import LoadedModel
-from dicomnode.pipeline.routing import choose_route
+from dicomnode.pipeline import forms
+from dicomnode.pipeline.forms import EncodedObject, Wanted
+from dicomnode.pipeline.routing import Choice, choose
 from dicomnode.pipeline.tools import Stopwatch, Tools
+from dicomnode.pipeline.turns import wait_for_turn
 from dicomnode.settings import RouteSettings
-from dicomnode.store.records import ResultRecord
+from dicomnode.store.records import ResultObject, ResultRecord, WrittenObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segmented:
-    """A series, what the model found in it, and the object that says so."""
+    """A series and what the model of its route found in it."""
 
     series: SeriesVolume
-    route: RouteSettings
-    card: ModelCard
-    labels: hd.Volume  # segment numbers, uint8, on the image grid
-    seg: EncodedSeg | None  # None: nothing was found, and an empty SEG is never sent
+    findings: Findings
     seconds: tuple[tuple[str, float], ...]
 
 
 def segment_series(job: Job, tools: Tools) -> None:
-    """Segment one quiet series and queue the result for every destination of its route."""
+    """Segment one quiet series and queue the results for every destination of its route."""
     if tools.store.series.revision_digest(job.subject) != job.digest:
         tools.store.jobs.finish(
             job, now=tools.now(), reason="a later image came; its own job segments the series"
         )
         return
+    row = tools.store.series.get(job.subject)
+    if row is None:
+        raise UnsupportedSeriesError(f"no series {job.subject} was received here")
     instances = tools.store.series.instances_of(job.subject)
-    made = segment(
-        tools.spool.read(instances),
-        routes=tools.routes,
-        model_named=tools.current_model,
-        made_at=max(instance.received_at for instance in instances),
-        revision=job.digest,
-    )
-    if made.seg is None:
-        tools.store.results.finish_segmentation(job, None, None, (), now=tools.now())
+    choice = route(tools.spool.read(instances), tools.routes, sender=row.sender)
+    wait = wait_for_turn(job, row, choice, tools)
+    if wait is not None:
+        tools.store.jobs.defer(
+            job, wait.until, now=tools.now(), reason=wait.reason, priority=wait.priority
+        )
         return
-    stored = tools.spool.write_result(made.seg.ds, sender=tools.ae_title, created_at=tools.now())
-    tools.store.results.finish_segmentation(
-        job,
-        _record(job, made, made.seg, stored),
-        stored,
-        made.route.destinations or tuple(tools.destinations),
-        now=tools.now(),
-    )
+    watch = Stopwatch()
+    # Content is dated when the last image arrived, so that a repeat after a crash makes the same objects.
+    run = Run(created_at=max(instance.received_at for instance in instances), revision=job.digest)
+    made = segment(choice, model_named=tools.current_model, watch=watch)
+    encoded = forms.encode(made.findings, run=run, wanted=_wanted(choice.route, tools))
+    watch.lap("write results")
+    written = [_write(one, tools) for one in encoded]
+    watch.lap("keep results")
+    record = _record(job, made.findings, written[0], seconds=watch.laps)
+    tools.store.results.finish_segmentation(job, record, written, now=tools.now())
 
 
-def segment(
-    datasets: Sequence[Dataset],
-    *,
-    routes: Sequence[RouteSettings],
-    model_named: Callable[[str], LoadedModel],
-    made_at: datetime,
-    revision: str = "",
-) -> Segmented:
-    """Take the images of one series to a SEG; the same images, model and time give the same bytes.
-
-    Parameters
-    ----------
-    made_at
-        Content date and time of the SEG: when the last image arrived, not when this was called,
-        so that a repeat after a crash makes the same object.
-    revision
-        Digest of the received bytes; another revision of the series gives another result series.
+def route(datasets: Sequence[Dataset], routes: Sequence[RouteSettings], *, sender: str) -> Choice:
+    """Choose the route of a series, and the stack in it that the model is for; pixels are not decoded.
 
     Raises
     ------
     InputError
-        The series is not one volume, or no route takes it.
+        The series is not of a kind that is read, or no route takes it.
     """
-    watch = Stopwatch()
-    series = to_volume(datasets)
-    route = choose_route(series, routes)
+    check_supported(datasets)
+    return choose(read_stacks(datasets), routes, sender=sender)
+
+
+def segment(choice: Choice, *, model_named: Callable[[str], LoadedModel], watch: Stopwatch) -> Segmented:
+    """Take the chosen stack of a series to what the model finds in it.
+
+    Raises
+    ------
+    InputError
+        The pixels cannot be decoded, or the stack is less regular than the route allows.
+    """
+    series = stack_volume(choice.stack, maximum_missing=choice.route.maximum_missing_slices)
     watch.lap("read")
-    model = model_named(route.model)
-    card = model.card
+    model = model_named(choice.route.model)
     watch.lap("load model")
     classes = inference.predict(model, series.image)
     watch.lap("segment")
-    labels = seg_write.to_segment_numbers(classes, card)
-    seg = seg_write.encode(labels, sources=series.sources, card=card, created_at=made_at, run_id=revision)
-    watch.lap("write SEG")
-    return Segmented(series=series, route=route, card=card, labels=labels, seg=seg, seconds=watch.laps)
+    labels = seg_write.to_segment_numbers(classes, model.card)
+    found = findings_of.measure(labels, series=series, card=model.card)
+    watch.lap("measure")
+    return Segmented(series=series, findings=found, seconds=watch.laps)
 
 
-def _record(job: Job, made: Segmented, seg: EncodedSeg, stored: StoredInstance) -> ResultRecord:
+def _wanted(chosen: RouteSettings, tools: Tools) -> Wanted:
+    names = chosen.destinations or tuple(tools.destinations)
+    return {name: tools.destinations[name].results for name in names}
+
+
+def _write(one: EncodedObject, tools: Tools) -> WrittenObject:
+    stored = tools.spool.write_result(one.ds, sender=tools.ae_title, created_at=tools.now())
+    kept = ResultObject(
+        sop_instance_uid=stored.sop_instance_uid,
+        series_instance_uid=stored.series_instance_uid,
+        form=one.form,
+        voxels_sha256=one.voxels_sha256,
+    )
+    return WrittenObject(object=kept, instance=stored, destinations=one.destinations)
+
+
+def _record(
+    job: Job, found: Findings, label_map: WrittenObject, *, seconds: tuple[tuple[str, float], ...]
+) -> ResultRecord:
+    stored: StoredInstance = label_map.instance
     return ResultRecord(
         sop_instance_uid=stored.sop_instance_uid,
         series_instance_uid=stored.series_instance_uid,
         source_series_uid=SeriesInstanceUid(job.subject),
         source_digest=job.digest,
-        model_version=made.card.version,
-        label_table_sha256=seg.label_table_sha256,
-        voxels_sha256=seg.voxels_sha256,
-        label_sha256=seg.label_sha256,
-        voxels=seg.voxels,
-        millilitres=seg.millilitres,
-        tracking_uids=seg.tracking_uids,
-        seconds=made.seconds,
+        model_version=found.card.version,
+        label_table_sha256=found.label_table_sha256,
+        voxels_sha256=found.voxels_sha256,
+        label_sha256=tuple((one.segment.label, one.sha256) for one in found.measures),
+        voxels=tuple((one.segment.label, one.voxels) for one in found.measures),
+        millilitres=tuple((one.segment.label, one.millilitres) for one in found.measures),
+        tracking_uids=tuple((one.segment.label, one.tracking_uid) for one in found.found),
+        seconds=seconds,
         path=stored.path,
         created_at=stored.received_at,
     )

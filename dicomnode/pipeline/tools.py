@@ -14,7 +14,13 @@ from dicomnode.federation.client import AggregatorClient
 from dicomnode.ml.inference import LoadedModel
 from dicomnode.ml.package import ModelPackage
 from dicomnode.ml.shelf import ModelShelf
-from dicomnode.settings import CorrectionSettings, FederationSettings, RouteSettings, TrainingSettings
+from dicomnode.settings import (
+    CorrectionSettings,
+    FederationSettings,
+    RouteSettings,
+    TrainingSettings,
+    WorkSettings,
+)
 from dicomnode.spool import Spool
 from dicomnode.store import Store
 from dicomnode.store.records import ModelRecord
@@ -51,6 +57,7 @@ class Tools:
     ae_title: str
     routes: tuple[RouteSettings, ...]
     destinations: Mapping[str, Destination]
+    work: WorkSettings
     corrections: CorrectionSettings
     training: TrainingSettings
     federation: FederationSettings

@@ -27,8 +27,7 @@ ROUTE = """
 [[routes]]
 name = "hippocampus"
 model = "hippocampus"
-minimum_slices = 16
-maximum_extent_mm = 90.0
+where = { slices = { min = 16 }, extent_mm = { max = 90.0 } }
 """
 
 

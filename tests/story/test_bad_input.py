@@ -43,14 +43,12 @@ ROUTES = f"""
 [[routes]]
 name = "whole"
 model = "hippocampus"
-minimum_slices = 36
-maximum_extent_mm = 90.0
+where = {{ slices = {{ min = 36 }}, extent_mm = {{ max = 90.0 }} }}
 destinations = ["pacs"]
 [[routes]]
 name = "shorter"
 model = "hippocampus"
-minimum_slices = {SHORTER}
-maximum_extent_mm = 90.0
+where = {{ slices = {{ min = {SHORTER} }}, extent_mm = {{ max = 90.0 }} }}
 destinations = ["absent"]
 """
 

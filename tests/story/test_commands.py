@@ -152,7 +152,9 @@ def test_a_folder_is_segmented_into_objects_pictures_and_json(site: Site, tmp_pa
     found = {one["series_instance_uid"]: one for one in json.loads(done.stdout)}
     assert set(found) == {series.series_instance_uid, bad.series_instance_uid}
     made = found[series.series_instance_uid]
-    seg = dcmread(made["seg_path"])
+    [[form, path]] = made["objects"]
+    assert form == "seg"
+    seg = dcmread(path)
     assert seg.Modality == "SEG"
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == series.series_instance_uid
     voxels = dict(made["voxels"])
@@ -162,7 +164,7 @@ def test_a_folder_is_segmented_into_objects_pictures_and_json(site: Site, tmp_pa
         assert picture.format == "PNG"
         assert min(picture.size) > 100
     refused = found[bad.series_instance_uid]
-    assert refused["seg_path"] is None
+    assert refused["objects"] == []
     assert "5 slices, at least 16 wanted" in refused["reason"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from dicomnode.domain import Destination, JobKind, JobState, SeriesState
+from dicomnode.domain import Destination, JobKind, JobState, ResultForm, SeriesState
 from dicomnode.errors import AssociationError, DeliveryError, LeaseLostError, UnreadableInstanceError
 from dicomnode.pipeline.deliver import deliver_result
 from dicomnode.scp import archive
@@ -39,7 +39,8 @@ def test_a_result_reaches_the_pacs_and_the_series_is_delivered(pacs, tmp_path):
     assert (delivery.state, delivery.sent_at) == (DeliveryState.SENT, pacs.clock())
     assert store.series.state(series[0].SeriesInstanceUID) is SeriesState.DELIVERED
     (path,) = archived(tmp_path)
-    ours = dcmread(pacs.folder / "spool" / result.path)
+    (sent,) = [one for one in result.objects if one.form is ResultForm.SEG]
+    ours = dcmread(pacs.tools.spool.path_of(store.series.instance(sent.sop_instance_uid)))
     assert dcmread(path) == ours
 
 
@@ -91,7 +92,8 @@ def test_a_result_that_was_replaced_meanwhile_is_not_sent(pacs, tmp_path):
 
 def test_a_result_whose_file_was_lost_is_named(pacs):
     result = pacs.segment(mr_series())
-    (pacs.folder / "spool" / result.path).unlink()
+    (sent,) = [one for one in result.objects if one.form is ResultForm.SEG]
+    pacs.tools.spool.path_of(pacs.tools.store.series.instance(sent.sop_instance_uid)).unlink()
 
-    with pytest.raises(UnreadableInstanceError, match=result.sop_instance_uid):
+    with pytest.raises(UnreadableInstanceError, match=sent.sop_instance_uid):
         deliver_result(pacs.claim(JobKind.DELIVER_RESULT), pacs.tools)

@@ -8,8 +8,10 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.uid import SegmentationStorage
 
+from dicomnode.conditions import Conditions, Range
+from dicomnode.domain import ResultForm
 from dicomnode.errors import ResourceError, UnreadableInstanceError
-from dicomnode.pipeline.folder import read_series, segment_folder
+from dicomnode.pipeline.folder import FolderWork, read_series, segment_folder
 from dicomnode.settings import RouteSettings
 from tests.pipeline_builders import MODEL, Scene, mr_series, tiny_weights
 
@@ -24,8 +26,11 @@ def save(datasets: list[Dataset], folder: Path) -> str:
 
 
 def run(scene: Scene, folder: Path, out: Path):
-    routes = (RouteSettings(name="tiny", model=MODEL, minimum_slices=8),)
-    return segment_folder(folder, out, routes=routes, model_named=scene.tools.current_model, now=NOW)
+    routes = (RouteSettings(name="tiny", model=MODEL, where=Conditions(slices=Range(min=8))),)
+    work = FolderWork(
+        routes=routes, model_named=scene.tools.current_model, results=(ResultForm.SEG,), now=NOW
+    )
+    return segment_folder(folder, out, work=work)
 
 
 def test_each_series_gives_a_segmentation_and_a_picture(scene, tmp_path):
@@ -35,7 +40,9 @@ def test_each_series_gives_a_segmentation_and_a_picture(scene, tmp_path):
 
     assert {outcome.series_instance_uid for outcome in outcomes} == uids
     for outcome in outcomes:
-        seg = dcmread(outcome.seg_path)
+        [(form, path)] = outcome.objects
+        seg = dcmread(path)
+        assert form == "seg"
         assert seg.SOPClassUID == SegmentationStorage
         assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == outcome.series_instance_uid
         with Image.open(outcome.picture_path) as picture:
@@ -78,7 +85,7 @@ def test_a_series_that_cannot_be_segmented_is_named_with_the_reason(scene, tmp_p
         outcome.series_instance_uid: outcome for outcome in run(scene, tmp_path / "in", tmp_path / "out")
     }
 
-    assert outcomes[good[0].SeriesInstanceUID].seg_path is not None
+    assert len(outcomes[good[0].SeriesInstanceUID].objects) == 1
     assert "4 slices, at least 8 wanted" in outcomes[short_uid].reason
     assert len(list((tmp_path / "out").iterdir())) == 2
 
@@ -89,9 +96,9 @@ def test_nothing_found_is_said_and_nothing_is_written(scene, tmp_path):
 
     (outcome,) = run(scene, tmp_path / "in", tmp_path / "out")
 
-    assert outcome.seg_path is None
-    assert "found nothing" in outcome.reason
-    assert list((tmp_path / "out").iterdir()) == []
+    assert outcome.objects == ()
+    assert "no voxel" in outcome.reason
+    assert [str(path) for path in (tmp_path / "out").iterdir()] == [outcome.picture_path]
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")

@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import SegmentationStorage
 
-from dicomnode.domain import Destination, JobKind, JobState, SeriesState
+from dicomnode.domain import Destination, JobKind, JobState, ResultForm, SeriesState
 from dicomnode.errors import LeaseLostError, ResourceError, SpoolFullError, UnsupportedSeriesError
-from dicomnode.pipeline.segment import segment, segment_series
+from dicomnode.imaging.findings import Run
+from dicomnode.pipeline import forms
+from dicomnode.pipeline.segment import route, segment, segment_series
+from dicomnode.pipeline.tools import Stopwatch
 from dicomnode.spool import Spool
 from dicomnode.store.records import DeliveryState
 from tests.pipeline_builders import BACK, FRONT, MODEL, Scene, mr_series, tiny_weights
@@ -19,7 +23,7 @@ def seg_files(scene: Scene) -> list[str]:
     return sorted(
         str(path)
         for path in (scene.folder / "spool").glob("[0-9]*/*.dcm")
-        if dcmread(path, stop_before_pixels=True).Modality == "SEG"
+        if dcmread(path, stop_before_pixels=True).SOPClassUID == SegmentationStorage
     )
 
 
@@ -49,7 +53,14 @@ def test_a_series_becomes_one_result_and_one_delivery_for_each_destination(scene
     assert dict(result.voxels) == {FRONT: int(found[FRONT].sum()), BACK: int(found[BACK].sum())}
     # 1 mm voxels: a thousand of them are a millilitre.
     assert dict(result.millilitres)[FRONT] == pytest.approx(found[FRONT].sum() / 1000)
-    assert [step for step, _ in result.seconds] == ["read", "load model", "segment", "write SEG"]
+    assert [step for step, _ in result.seconds] == [
+        "read",
+        "load model",
+        "segment",
+        "measure",
+        "write results",
+        "keep results",
+    ]
 
 
 def test_a_route_that_names_its_destinations_sends_nowhere_else(scene):
@@ -73,14 +84,13 @@ def test_a_repeat_after_a_crash_before_the_last_transaction_ends_alike(scene):
     # What the story had done when it was killed: everything but its transaction.
     tools = scene.tools
     instances = tools.store.series.instances_of(job.subject)
-    made = segment(
-        tools.spool.read(instances),
-        routes=tools.routes,
-        model_named=tools.current_model,
-        made_at=max(instance.received_at for instance in instances),
-        revision=job.digest,
-    )
-    left = tools.spool.write_result(made.seg.ds, sender=tools.ae_title, created_at=tools.now())
+    choice = route(tools.spool.read(instances), tools.routes, sender="SCANNER")
+    made = segment(choice, model_named=tools.current_model, watch=Stopwatch())
+    run = Run(created_at=max(instance.received_at for instance in instances), revision=job.digest)
+    encoded = forms.encode(made.findings, run=run, wanted={"pacs": (ResultForm.SEG,)})
+    left = [
+        tools.spool.write_result(one.ds, sender=tools.ae_title, created_at=tools.now()) for one in encoded
+    ]
     scene.later()
 
     again = scene.claim(JobKind.SEGMENT_SERIES, owner="lives")
@@ -88,7 +98,8 @@ def test_a_repeat_after_a_crash_before_the_last_transaction_ends_alike(scene):
 
     result = tools.store.results.latest_for_series(job.subject)
     assert again.attempt == 2
-    assert (result.sop_instance_uid, result.path) == (left.sop_instance_uid, left.path)
+    assert [one.sop_instance_uid for one in result.objects] == [one.sop_instance_uid for one in left]
+    assert result.path == left[0].path
     assert len(seg_files(scene)) == 1
     assert deliveries(scene) == 1
 
@@ -158,7 +169,7 @@ def test_nothing_found_is_said_and_nothing_is_sent(scene):
     scene.use(tiny_weights(background=1000.0))
     series = mr_series()
 
-    assert scene.segment(series) is None
+    assert scene.segment(series).is_empty
 
     row = scene.tools.store.series.get(series[0].SeriesInstanceUID)
     assert row.state is SeriesState.SEGMENTED

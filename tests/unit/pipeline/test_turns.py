@@ -1,0 +1,134 @@
+"""When a series has its turn: priorities, off-peak hours, and the best series of a study."""
+
+from datetime import timedelta
+
+import pytest
+
+from dicomnode.conditions import Conditions, Range
+from dicomnode.domain import JobKind, JobPriority, JobState, SeriesState
+from dicomnode.errors import UnsupportedSeriesError
+from dicomnode.pipeline.segment import segment_series
+from dicomnode.settings import RouteSettings, WorkSettings
+from tests.pipeline_builders import MODEL, Scene, mr_series
+
+
+def routed(scene: Scene, **changes: object) -> Scene:
+    """The site with one route, changed."""
+    route = RouteSettings(name="tiny", model=MODEL, where=Conditions(slices=Range(min=6)), **changes)
+    return scene.with_changes(routes=(route,))
+
+
+def queue(scene: Scene, *series) -> None:
+    for one in series:
+        scene.receive(one)
+    scene.quiet()
+
+
+def window(scene: Scene, *, opens_in: timedelta) -> str:
+    """An hour of off-peak time that opens some time from now."""
+    opens = (scene.clock() + opens_in).astimezone()
+    return f"{opens:%H:%M}-{opens + timedelta(hours=1):%H:%M}"
+
+
+def test_an_urgent_series_goes_on_at_once_although_others_wait(scene):
+    urgent = routed(scene, priority="urgent")
+    first, second = mr_series(1), mr_series(2)
+    queue(urgent, first, second)
+
+    segment_series(urgent.claim(JobKind.SEGMENT_SERIES), urgent.tools)
+
+    store = scene.tools.store
+    assert store.series.state(first[0].SeriesInstanceUID) is SeriesState.SEGMENTED
+    assert store.series.state(second[0].SeriesInstanceUID) is SeriesState.QUEUED
+
+
+def test_a_routine_series_makes_way_for_an_urgent_one_that_came_later(scene):
+    routes = (
+        RouteSettings(
+            name="fast",
+            model=MODEL,
+            priority="urgent",
+            where=Conditions(attributes={"SeriesDescription": ("EMERGENCY*",)}),
+        ),
+        RouteSettings(name="slow", model=MODEL),
+    )
+    both = scene.with_changes(routes=routes)
+    routine, urgent = mr_series(1), mr_series(2)
+    for ds in urgent:
+        ds.SeriesDescription = "Emergency T1"
+    queue(both, routine, urgent)
+    ended = []
+    for _ in range(3):
+        segment_series(both.claim(JobKind.SEGMENT_SERIES), both.tools)
+        done = [
+            one
+            for one in (routine, urgent)
+            if scene.tools.store.series.state(one[0].SeriesInstanceUID) is SeriesState.SEGMENTED
+        ]
+        ended.append(len(done) == 1 and done[0] is urgent)
+
+    assert ended == [False, True, False]
+    assert scene.tools.store.series.state(routine[0].SeriesInstanceUID) is SeriesState.SEGMENTED
+
+
+def test_a_routine_series_with_nobody_behind_it_is_not_sent_back(scene):
+    queue(scene, mr_series())
+
+    job = scene.claim(JobKind.SEGMENT_SERIES)
+    segment_series(job, scene.tools)
+
+    assert job.priority == JobPriority.UNROUTED
+    assert scene.tools.store.jobs.get(job.id).state is JobState.DONE
+
+
+def test_an_off_peak_series_waits_for_its_hours_and_a_person_can_force_it(scene):
+    closed = routed(scene, priority="off-peak").with_changes(
+        work=WorkSettings(off_peak=window(scene, opens_in=timedelta(hours=3)))
+    )
+    series = mr_series()
+    queue(closed, series)
+    uid = series[0].SeriesInstanceUID
+
+    job = closed.claim(JobKind.SEGMENT_SERIES)
+    segment_series(job, closed.tools)
+
+    row = scene.tools.store.jobs.get(job.id)
+    assert (row.state, row.priority) == (JobState.READY, JobPriority.OFF_PEAK)
+    assert timedelta(hours=2, minutes=50) < row.run_after - scene.clock() <= timedelta(hours=3)
+    assert "off-peak hours" in row.reason
+    scene.tools.store.series.force(uid, now=scene.clock())
+    segment_series(closed.claim(JobKind.SEGMENT_SERIES), closed.tools)
+    assert scene.tools.store.series.state(uid) is SeriesState.SEGMENTED
+
+
+def test_an_off_peak_series_goes_on_inside_its_hours(scene):
+    opened = routed(scene, priority="off-peak").with_changes(
+        work=WorkSettings(off_peak=window(scene, opens_in=timedelta(minutes=-10)))
+    )
+    series = mr_series()
+    queue(opened, series)
+
+    segment_series(opened.claim(JobKind.SEGMENT_SERIES), opened.tools)
+
+    assert scene.tools.store.series.state(series[0].SeriesInstanceUID) is SeriesState.SEGMENTED
+
+
+def test_of_a_study_only_the_best_series_is_segmented_once_the_study_is_quiet(scene):
+    best = routed(scene, per_study="best")
+    short, long = mr_series(1, shape=(7, 12, 14)), mr_series(2, shape=(10, 12, 14))
+    for ds in short:
+        ds.StudyInstanceUID = long[0].StudyInstanceUID
+    queue(best, short, long)
+
+    early = best.claim(JobKind.SEGMENT_SERIES)
+    segment_series(early, best.tools)
+
+    row = scene.tools.store.jobs.get(early.id)
+    assert row.state is JobState.READY
+    assert "until its study is complete" in row.reason
+    scene.later(900)
+    jobs = {job.subject: job for job in (best.claim(JobKind.SEGMENT_SERIES) for _ in range(2))}
+    with pytest.raises(UnsupportedSeriesError, match="is better: .*7 slices"):
+        segment_series(jobs[short[0].SeriesInstanceUID], best.tools)
+    segment_series(jobs[long[0].SeriesInstanceUID], best.tools)
+    assert scene.tools.store.series.state(long[0].SeriesInstanceUID) is SeriesState.SEGMENTED
