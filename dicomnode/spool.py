@@ -327,11 +327,9 @@ class Spool:
             raise SpoolFullError(message)
 
     def _read_one(self, instance: StoredInstance) -> Dataset:
-        # A deferred value is found again by its offset in the file, which deflated files do not have.
-        deflated = instance.transfer_syntax_uid in _DEFLATED
         path = self.path_of(instance)
         try:
-            ds = dcmread(path, defer_size=None if deflated else DEFERRED_VALUE_BYTES)
+            ds = read_part_10(path)
         except FileNotFoundError as error:
             message = f"the file of instance {instance.sop_instance_uid} is not in the spool: {instance.path}"
             raise UnreadableInstanceError(message) from error
@@ -344,6 +342,19 @@ class Spool:
             )
             raise UnreadableInstanceError(message)
         return ds
+
+
+def read_part_10(path: Path) -> Dataset:
+    """Read the header of a DICOM file; values above 64 KiB are fetched from the file when first used.
+
+    One file after the other: parsing is Python's work, which threads only slow down, and of a native image
+    the pixels are not touched. What pydicom raises is passed on.
+    """
+    ds = dcmread(path, defer_size=DEFERRED_VALUE_BYTES)
+    if ds.file_meta.get("TransferSyntaxUID") in _DEFLATED:
+        # A deferred value is found again by its offset in the file, which deflated files do not have.
+        return dcmread(path)
+    return ds
 
 
 def _identify(encoded: bytes, transfer_syntax_uid: str) -> _Identity:

@@ -12,8 +12,10 @@ from rich.tree import Tree
 from dicomnode.cli.show import ConfigOption, JsonOption, console, print_json
 from dicomnode.pipeline.folder import read_series
 from dicomnode.pipeline.rehearse import Answer, SeriesPlan, Taken, rehearse
-from dicomnode.pipeline.routing import check_routes
+from dicomnode.pipeline.routing import check_routes, name_stacks
 from dicomnode.settings import load_node_settings
+
+_STACKS_SHOWN = 8
 
 app = typer.Typer(no_args_is_help=True, help="See which series go to which model, before any is sent.")
 
@@ -57,7 +59,7 @@ def try_out(
         print_json(plans)
     else:
         for study, of_study in groupby(plans, key=lambda plan: plan.study_instance_uid):
-            console.print(_tree(study, list(of_study)), soft_wrap=True)
+            console.print(_tree(study, list(of_study)))
     if not any(plan.taken for plan in plans):
         raise typer.Exit(1)
 
@@ -79,8 +81,10 @@ def _title(plan: SeriesPlan) -> Text:
 
 
 def _lines(plan: SeriesPlan) -> Iterator[Text]:
-    for facts in plan.stacks:
+    for facts in plan.stacks[:_STACKS_SHOWN]:
         yield Text(f"{facts.stack}: {facts.in_words}" if facts.stack else facts.in_words)
+    if len(plan.stacks) > _STACKS_SHOWN:
+        yield Text(f"and {len(plan.stacks) - _STACKS_SHOWN} more stacks")
     if plan.taken is not None:
         yield Text(_done(plan.taken), style="green")
         if plan.reason:
@@ -94,7 +98,7 @@ def _lines(plan: SeriesPlan) -> Iterator[Text]:
 
 def _done(taken: Taken) -> str:
     sent = "; ".join(f"{name} gets {', '.join(forms)}" for name, forms in taken.destinations)
-    stack = f" of {taken.stack}" if taken.stack else ""
+    stack = f" ({taken.stack})" if taken.stack else ""
     return (
         f"taken by route {taken.route}{stack}: model {taken.model}, {taken.priority}; "
         f"{sent or 'no destination is configured, results stay here'}"
@@ -102,4 +106,4 @@ def _done(taken: Taken) -> str:
 
 
 def _said(answer: Answer) -> str:
-    return f"route {answer.route}: {f'{answer.stack}: ' if answer.stack else ''}{answer.objection}"
+    return f"route {answer.route}: {name_stacks(answer.stacks)}{answer.objection}"

@@ -112,7 +112,7 @@ def draw(one: InputSeries, ours: Dataset, theirs: Dataset, folder: Path, *, numb
     card = package.read(shipped_models_folder() / MODEL).card
     made = []
     for who, seg in (("segmentation", ours), ("correction", theirs)):
-        masks = seg_read.decode(seg, sources=series.sources, card=card).masks
+        masks = seg_read.decode(seg, stack=series.stack, card=card).masks
         labels = np.zeros(series.image.spatial_shape, np.uint8)
         for segment in card.segments:
             if segment.label in masks:

@@ -8,6 +8,7 @@ even-odd rule see the same holes. The channels run between the rows of pixel cen
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from contourpy import FillType, contour_generator
@@ -43,7 +44,7 @@ def closed_rings(mask: BoolArray) -> list[FloatArray]:
     rings = []
     for points, offsets in zip(*generator.filled(_LEVEL, _ABOVE), strict=True):
         doubled = np.rint(2 * np.asarray(points)[:, ::-1]).astype(np.intp)  # whole numbers are exact
-        parts = [doubled[start : end - 1] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        parts = [doubled[start : end - 1] for start, end in pairwise(offsets.tolist())]
         ring = parts[0] if len(parts) == 1 else _with_keyholes(parts, padded > 0)
         rings.append(_without_straight_points(ring) / 2.0 - 1.0)
     return rings
@@ -54,7 +55,7 @@ def _without_straight_points(ring: IntArray) -> IntArray:
     after = np.roll(ring, -1, axis=0) - ring
     is_straight = before[:, 0] * after[:, 1] == before[:, 1] * after[:, 0]
     goes_on = (before * after).sum(axis=1) > 0
-    return ring[~(is_straight & goes_on)]
+    return np.asarray(ring[~(is_straight & goes_on)])
 
 
 def _with_keyholes(parts: Sequence[IntArray], mask: BoolArray) -> IntArray:

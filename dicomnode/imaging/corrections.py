@@ -1,11 +1,12 @@
 """What a received segmentation is, how it differs from our prediction, and what of it was reviewed.
 
-Everything here works on masks on the grid of the source series (`seg_read.decode`), axes
-(slice, row, column). `prediction` is ours: label -> mask, labels without voxels left out or empty.
+Everything here works on masks of one shape, axes (slice, row, column): on the planes of the source stack
+as `seg_read.decode` gives them, or all brought to the grid of the image. `prediction` is ours: label -> mask,
+labels without voxels left out or empty.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +38,21 @@ _Found = tuple[Recognition, str, "SentObject | None"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentObject:
-    """What is kept of a segmentation that we made of the same source series."""
+    """What is kept of an object that we made of the same source series: a segmentation or a part of one."""
 
     sop_instance_uid: str
     series_instance_uid: str
-    voxels_sha256: Sha256
-    tracking_uids: frozenset[str] = frozenset()
+    voxels_sha256: Sha256 | None  # of the labels in it; None where it holds no voxels (a report, contours)
+    labels: frozenset[str]  # what it speaks of: every label of the model, or those of its part
+    tracking_uids: frozenset[str] = frozenset()  # of its labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
     """What the node knows of the source series when a segmentation of it comes in."""
 
-    sent: Sequence[SentObject]  # oldest first
-    prediction: Mapping[str, BoolArray]  # of the latest object sent; empty where there is none
+    sent: Sequence[SentObject]  # oldest first; of one result the whole before its parts
+    prediction: Mapping[str, BoolArray]  # of the latest result, all labels; empty where there is none
     model_name: str
     is_trusted_sender: bool = False  # site's allow list of AE titles and authors
 
@@ -76,7 +78,7 @@ def recognise(received: Dataset, *, decoded: DecodedSeg, known: Known) -> Recogn
     3. a reference to our object, or a new object in our series: correction;
     4. our Tracking UIDs: correction;
     5. no label of the model, or another vendor's algorithm: foreign;
-    6. similar to our latest object (Dice >= 0.5 in a label, or 30 % of a label's slices equal voxel by
+    6. similar to our latest result (Dice >= 0.5 in a label, or 30 % of a label's slices equal voxel by
        voxel): probable correction;
     7. else a new annotation: for a person to admit unless the sender is trusted.
 
@@ -101,17 +103,30 @@ def recognise(received: Dataset, *, decoded: DecodedSeg, known: Known) -> Recogn
     )
 
 
+def with_absent_emptied(
+    correction: DecodedSeg, card: ModelCard, *, corrects: SentObject | None
+) -> DecodedSeg:
+    """Take the labels that a correction does not list as emptied, where the site reads absence so.
+
+    Only the labels of the object that was corrected: what stood in another part of the result was not
+    before the reader, and stays unknown. Where no object of ours was corrected, all labels of the model.
+    """
+    spoken = {*correction.masks, *correction.empty_labels}
+    absent = [
+        segment.label
+        for segment in card.segments
+        if segment.label not in spoken and (corrects is None or segment.label in corrects.labels)
+    ]
+    return replace(correction, empty_labels=(*correction.empty_labels, *absent))
+
+
 def compare(
-    prediction: Mapping[str, BoolArray],
-    correction: DecodedSeg,
-    card: ModelCard,
-    *,
-    absence_means_empty: bool = False,
+    prediction: Mapping[str, BoolArray], correction: DecodedSeg, card: ModelCard
 ) -> tuple[LabelScore, ...]:
     """Score the prediction against the correction, for the labels that the correction speaks of.
 
     A label with voxels is spoken of, and so is one listed without voxels: its segment was emptied. A
-    label that is absent is unknown and gets no score, unless the site says `absence_means_empty`.
+    label that is absent is unknown and gets no score (but see `with_absent_emptied`).
 
     Returns
     -------
@@ -125,9 +140,7 @@ def compare(
             prediction_voxels=int(np.count_nonzero(ours)),
             correction_voxels=int(np.count_nonzero(theirs)),
         )
-        for label, ours, theirs in _pairs(
-            prediction, correction, card, absence_means_empty=absence_means_empty
-        )
+        for label, ours, theirs in _pairs(prediction, correction, card)
         if theirs is not None
     )
 
@@ -137,7 +150,6 @@ def reviewed_weights(
     correction: DecodedSeg,
     card: ModelCard,
     *,
-    absence_means_empty: bool = False,
     is_whole_study_read: bool = False,
 ) -> NDArray[np.float32]:
     """Say how far each slice of each label counts as reviewed.
@@ -152,7 +164,7 @@ def reviewed_weights(
     """
     rows = []
     outside = 1.0 if is_whole_study_read else ACCEPTED_OUTSIDE
-    for _, ours, theirs in _pairs(prediction, correction, card, absence_means_empty=absence_means_empty):
+    for _, ours, theirs in _pairs(prediction, correction, card):
         weights = np.zeros(ours.shape[0], np.float32)
         if theirs is not None:
             weights[(ours | theirs).any(axis=(1, 2))] = outside
@@ -165,11 +177,7 @@ def reviewed_weights(
 
 
 def correction_labels(
-    prediction: Mapping[str, BoolArray],
-    correction: DecodedSeg,
-    card: ModelCard,
-    *,
-    absence_means_empty: bool = False,
+    prediction: Mapping[str, BoolArray], correction: DecodedSeg, card: ModelCard
 ) -> NDArray[np.uint8]:
     """Give the class indices to train on, (slice, row, column).
 
@@ -177,7 +185,7 @@ def correction_labels(
     (its weight is 0). Where masks overlap, the correction goes before the prediction and, within
     each, the label that stands first in the card.
     """
-    pairs = list(_pairs(prediction, correction, card, absence_means_empty=absence_means_empty))
+    pairs = _pairs(prediction, correction, card)
     class_of = {segment.label: segment.class_index for segment in card.segments}
     labels = np.zeros(pairs[0][1].shape, np.uint8)
     for label, ours, theirs in reversed(pairs):
@@ -198,12 +206,13 @@ def dice(one: BoolArray, other: BoolArray) -> float:
 def is_suspect_flip(prediction: Mapping[str, BoolArray], masks: Mapping[str, BoolArray]) -> bool:
     """Answer whether the masks fit our prediction far better with their slices in reverse order.
 
-    Some viewers wrote positions and references mirrored alike (Cornerstone3D #2580), which nothing
-    inside the file shows.
+    Only the labels that both have are compared: the masks may be a part of what we found. Some viewers wrote
+    positions and references mirrored alike (Cornerstone3D #2580), which nothing inside the file shows.
     """
-    if not prediction or not masks:
+    common = prediction.keys() & masks.keys()
+    if not common:
         return False
-    ours, theirs = _foreground(prediction), _foreground(masks)
+    ours, theirs = (_foreground([side[label] for label in common]) for side in (prediction, masks))
     as_read, mirrored = dice(ours, theirs), dice(ours, theirs[::-1])
     return mirrored - as_read > FLIP_GAIN and mirrored > FLIP_DICE
 
@@ -221,9 +230,10 @@ def author(ds: Dataset, sender: str) -> str:
 
 
 def _by_uid(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | None:
+    digest = _digest(decoded)
     for sent in known.sent:
         if sent.sop_instance_uid == attributes.text(received, "SOPInstanceUID"):
-            if _digest(decoded) == sent.voxels_sha256:
+            if digest is not None and digest == sent.voxels_sha256:
                 return Recognition.LOOP_BACK, "our object came back with the same voxels", sent
             return Recognition.CORRECTION, "our object came back under its own UID with other voxels", sent
     return None
@@ -278,7 +288,7 @@ def _foreign(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | N
 
 def _by_similarity(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | None:
     del received
-    latest = known.sent[-1] if known.sent else None
+    latest = _latest_about(decoded, known.sent)
     for label, theirs in decoded.masks.items():
         ours = known.prediction.get(label)
         if ours is None:
@@ -290,6 +300,12 @@ def _by_similarity(received: Dataset, decoded: DecodedSeg, known: Known) -> _Fou
         if int(np.count_nonzero(equal)) >= SIMILAR_SLICES * int(np.count_nonzero(foreground)):
             return Recognition.PROBABLE_CORRECTION, f"{label} has slices equal to ours", latest
     return None
+
+
+def _latest_about(decoded: DecodedSeg, sent: Sequence[SentObject]) -> SentObject | None:
+    """Give the latest object that speaks of all labels received, a part of a result before the whole."""
+    spoken = {*decoded.masks, *decoded.empty_labels}
+    return next((one for one in reversed(sent) if spoken <= one.labels), sent[-1] if sent else None)
 
 
 def _digest(decoded: DecodedSeg) -> Sha256 | None:
@@ -313,19 +329,19 @@ def _uids_within(items: Sequence[Dataset]) -> Iterator[str]:
             yield from _uids_within(attributes.items(item, keyword))
 
 
-def _foreground(masks: Mapping[str, BoolArray]) -> BoolArray:
-    return np.asarray(np.logical_or.reduce(list(masks.values())), np.bool_)
+def _foreground(masks: Sequence[BoolArray]) -> BoolArray:
+    return np.asarray(np.logical_or.reduce(masks), np.bool_)
 
 
 def _pairs(
-    prediction: Mapping[str, BoolArray], correction: DecodedSeg, card: ModelCard, *, absence_means_empty: bool
+    prediction: Mapping[str, BoolArray], correction: DecodedSeg, card: ModelCard
 ) -> list[tuple[str, BoolArray, BoolArray | None]]:
     """Label, our mask and theirs, in the order of the card; theirs is None where it is unknown."""
     nothing: BoolArray = np.zeros(correction.shape, np.bool_)
     pairs: list[tuple[str, BoolArray, BoolArray | None]] = []
     for segment in card.segments:
         theirs = correction.masks.get(segment.label)
-        if theirs is None and (absence_means_empty or segment.label in correction.empty_labels):
+        if theirs is None and segment.label in correction.empty_labels:
             theirs = nothing
         pairs.append((segment.label, prediction.get(segment.label, nothing), theirs))
     return pairs

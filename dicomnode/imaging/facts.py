@@ -17,6 +17,9 @@ from dicomnode.imaging.stacks import Stack
 OBLIQUE_COSINE = 0.8
 """A stack whose normal has no component as large as this is called oblique (37 degrees)."""
 
+_DECIMALS = (
+    6  # of lengths in mm; what comes after them is noise of the positions that they were computed from
+)
 _PLANES = (Plane.SAGITTAL, Plane.CORONAL, Plane.AXIAL)  # of the normals along x, y, z (LPS)
 _SECONDARY_CAPTURE = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.[1-4])?")  # PS3.4 table B.5-1
 
@@ -29,7 +32,19 @@ _WORDS: Mapping[ImageKind, frozenset[str]] = {
     ImageKind.LOCALIZER: frozenset(("LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM", "SURVEY")),
     ImageKind.PROJECTION: frozenset(
         (
-            *("MIP", "MAXIP", "MINIP", "MNIP", "AIP", "PROJECTION IMAGE", "CSA MIP", "MAXIMUM", "MINIMUM"),
+            *(
+                "MIP",
+                "MAXIP",
+                "MINIP",
+                "MNIP",
+                "MIN IP",
+                "MAX IP",
+                "AIP",
+                "PROJECTION IMAGE",
+                "CSA MIP",
+                "MAXIMUM",
+                "MINIMUM",
+            ),
             *("VR", "VRT", "VOLREN", "VOLUME RENDERING", "RENDERED", "SSD", "CSA 3D", "RADIAL MIP"),
         )
     ),
@@ -136,11 +151,12 @@ def facts_of(stack: Stack, *, stacks: int = 1) -> Facts:
         How many the series holds.
     """
     first = stack.frames[0]
-    said = first.read_facts()
+    said = first.facts
     kind, because = _kind(first, said.image_type)
     plane, obliquity_deg = plane_of(stack.grid.normal)
     edges = np.array(stack.grid.shape) * np.array(stack.grid.spacing_mm)
     rows, columns = first.size
+    slice_mm, rows_mm, columns_mm = (round(float(mm), _DECIMALS) for mm in stack.grid.spacing_mm)
     return Facts(
         stack=stack.name,
         stacks=stacks,
@@ -153,10 +169,10 @@ def facts_of(stack: Stack, *, stacks: int = 1) -> Facts:
         slices=len(stack.frames),
         rows=rows,
         columns=columns,
-        slice_spacing_mm=float(stack.grid.spacing_mm[0]),
-        pixel_spacing_mm=(float(stack.grid.spacing_mm[1]), float(stack.grid.spacing_mm[2])),
+        slice_spacing_mm=slice_mm,
+        pixel_spacing_mm=(rows_mm, columns_mm),
         slice_thickness_mm=first.slice_thickness_mm,
-        extent_mm=float(edges.max()),
+        extent_mm=round(float(edges.max()), _DECIMALS),
         body_part=_body_part(first),
         vendor=vendor_of(attributes.text(first.ds, "Manufacturer")),
         has_contrast=_has_contrast(first),

@@ -1,4 +1,4 @@
-"""The regular grid that parallel planes form, or come close to: missing slices, uneven spacing, gantry tilt."""
+"""The regular grid that parallel planes form, or nearly: missing slices, uneven spacing, gantry tilt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _NAMED_GAPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fit:
-    """Planes in ascending order along their normal, and how they lie on a regular grid; see `stacks.Stack`."""
+    """Planes in ascending order along their normal, and how they lie on a grid; see `stacks.Stack`."""
 
     order: NDArray[np.intp]
     grid: SliceGrid
@@ -122,7 +122,7 @@ def _steps(distances: FloatArray, first: SourceFrame, series_uid: str) -> _Steps
 
 
 def _uneven_steps(along: FloatArray, start: float) -> _Steps:
-    """Fit a spacing to planes with gaps; `along` are millimetres from the first plane, which lies at `start`."""
+    """Fit a spacing to planes with gaps; `along` is in millimetres from the first plane, at `start`."""
     gaps = np.diff(along)
     median = float(np.sort(gaps)[(gaps.size - 1) // 2])
     single = np.abs(gaps - median) <= _tolerance(median)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.tag import Tag
 
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import FloatArray
@@ -20,36 +21,13 @@ _CONVERTED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedShared
 _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
 _PLACE_POINTERS = frozenset({0x00209056, 0x00209057, 0x00200032, 0x00209228})
 """Dimensions that are the place itself: Stack ID, In-Stack Position Number, Image Position, Frame Number."""
+_GE_B_VALUE_FLAG = 1_000_000  # GE adds multiples of it to b-values
 _GE_IMAGE_KINDS = ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameFacts:
-    """What tells planes of one series apart that lie at one position; None where the image says nothing."""
-
-    stack_id: str | None = None
-    image_type: tuple[str, ...] = ()  # Frame Type or Image Type, and the complex image component; upper case
-    echo_time_ms: float | None = None
-    echo_number: int | None = None
-    inversion_time_ms: float | None = None
-    b_value: float | None = None  # s/mm2
-    temporal_position: int | None = None
-    trigger_time_ms: float | None = None
-    cardiac_phase_percent: float | None = None
-    respiratory_phase_percent: float | None = None
-    frame_reference_time_ms: float | None = None
-    acquisition_number: int | None = None
-    acquisition_time: str | None = None  # date and time as far as they are said, YYYYMMDDHHMMSS.FFFFFF
-    contrast_phase: str | None = None
-    diffusion_direction: tuple[float, float, float] | None = None
-    convolution_kernel: str | None = None
-    tube_voltage_kv: float | None = None
-    dimension_index: tuple[int, ...] | None = None  # without the dimensions of place
 
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """The attributes of one frame, wherever its instance holds them; `groups` are its own, then the shared."""
+    """The attributes of one frame, wherever its instance holds them; `groups`: its own, then the shared."""
 
     ds: Dataset
     groups: tuple[Dataset, ...] = ()
@@ -96,32 +74,150 @@ class FrameHeader:
                 yield value
 
 
-def read_facts(header: FrameHeader) -> FrameFacts:
-    """Read what a frame says of itself; an attribute that cannot be read counts as absent."""
-    return FrameFacts(
-        stack_id=header.text("FrameContentSequence", "StackID"),
-        image_type=_image_type(header),
-        echo_time_ms=_echo_time(header),
-        echo_number=header.integer("MREchoSequence", "EchoNumbers"),
-        inversion_time_ms=_inversion_time(header),
-        b_value=_b_value(header),
-        temporal_position=_temporal_position(header),
-        trigger_time_ms=_trigger_time(header),
-        cardiac_phase_percent=header.number(
-            "CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"
-        ),
-        respiratory_phase_percent=header.number(
-            "RespiratorySynchronizationSequence", "NominalPercentageOfRespiratoryPhase"
-        ),
-        frame_reference_time_ms=header.number("", "FrameReferenceTime"),
-        acquisition_number=_acquisition_number(header),
-        acquisition_time=_acquisition_time(header),
-        contrast_phase=_contrast_phase(header),
-        diffusion_direction=_diffusion_direction(header),
-        convolution_kernel=header.text("CTReconstructionSequence", "ConvolutionKernel"),
-        tube_voltage_kv=header.number("CTXRayDetailsSequence", "KVP"),
-        dimension_index=_dimension_index(header),
-    )
+@dataclass(frozen=True, slots=True)
+class FrameFacts:
+    """What tells planes of one series apart that lie at one position; None where the image says nothing.
+
+    Each fact is read when it is asked for; one that cannot be read counts as absent.
+    """
+
+    header: FrameHeader
+
+    @property
+    def stack_id(self) -> str | None:
+        """Stack ID (0020,9056)."""
+        return self.header.text("FrameContentSequence", "StackID")
+
+    @property
+    def image_type(self) -> tuple[str, ...]:
+        """Frame Type or Image Type, and the complex image component where it adds something; upper case."""
+        types = frame_type(self.header)
+        component = self.header.text("MRImageFrameTypeSequence", "ComplexImageComponent")
+        kind = _private_numbers(self.header, 0x0043, "GEMS_PARM_01", 0x2F, "<h")
+        more = [component.upper()] if component and component != "MIXED" else []
+        if kind is not None and 0 < kind[0] < len(_GE_IMAGE_KINDS):
+            more.append(_GE_IMAGE_KINDS[int(kind[0])])
+        return (*types, *more)
+
+    @property
+    def echo_time_ms(self) -> float | None:
+        """Effective Echo Time of a frame, Echo Time of a single-frame image."""
+        effective = self.header.number("MREchoSequence", "EffectiveEchoTime")
+        return self.header.number("MREchoSequence", "EchoTime") if effective is None else effective
+
+    @property
+    def echo_number(self) -> int | None:
+        """Echo Number(s) (0018,0086), where it is one."""
+        return self.header.integer("MREchoSequence", "EchoNumbers")
+
+    @property
+    def inversion_time_ms(self) -> float | None:
+        """First of the Inversion Times of a frame, Inversion Time of a single-frame image."""
+        found = self.header.number("MRModifierSequence", "InversionTimes")
+        return self.header.number("", "InversionTime") if found is None else found
+
+    @property
+    def b_value(self) -> float | None:
+        """Diffusion b-value in s/mm2: the standard attribute, else that of Siemens, Philips or GE."""
+        standard = self.header.number("MRDiffusionSequence", "DiffusionBValue")
+        if standard is not None:
+            return standard
+        private = (
+            (0x0019, "SIEMENS MR HEADER", 0x0C, "<i"),
+            (0x2001, "Philips Imaging DD 001", 0x03, "<f"),
+            (0x0043, "GEMS_PARM_01", 0x39, "<i"),
+        )
+        found = [_private_numbers(self.header, *element) for element in private]
+        values = [float(one[0]) % _GE_B_VALUE_FLAG for one in found if one is not None]
+        return values[0] if values else None
+
+    @property
+    def diffusion_direction(self) -> tuple[float, float, float] | None:
+        """Diffusion Gradient Orientation (0018,9089), else that of Siemens."""
+        found = None
+        for item in self.header.places("MRDiffusionSequence"):
+            for place in (*attributes.items(item, "DiffusionGradientDirectionSequence")[:1], item):
+                found = attributes.numbers(place, "DiffusionGradientOrientation") if found is None else found
+        if found is None:
+            found = _private_numbers(self.header, 0x0019, "SIEMENS MR HEADER", 0x0E, "<d")
+        if found is None or found.size != 3:
+            return None
+        return float(found[0]), float(found[1]), float(found[2])
+
+    @property
+    def temporal_position(self) -> int | None:
+        """Temporal Position Index of a frame, Temporal Position Identifier of a single-frame image."""
+        found = self.header.integer("FrameContentSequence", "TemporalPositionIndex")
+        return self.header.integer("", "TemporalPositionIdentifier") if found is None else found
+
+    @property
+    def trigger_time_ms(self) -> float | None:
+        """Nominal Cardiac Trigger Delay Time of a frame, Trigger Time of a single-frame image."""
+        found = self.header.number("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime")
+        return self.header.number("", "TriggerTime") if found is None else found
+
+    @property
+    def cardiac_phase_percent(self) -> float | None:
+        """Nominal Percentage of Cardiac Phase (0020,9241)."""
+        return self.header.number("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase")
+
+    @property
+    def respiratory_phase_percent(self) -> float | None:
+        """Nominal Percentage of Respiratory Phase (0020,9245)."""
+        return self.header.number("RespiratorySynchronizationSequence", "NominalPercentageOfRespiratoryPhase")
+
+    @property
+    def frame_reference_time_ms(self) -> float | None:
+        """Frame Reference Time (0054,1300) of PET."""
+        return self.header.number("", "FrameReferenceTime")
+
+    @property
+    def acquisition_number(self) -> int | None:
+        """Frame Acquisition Number of a frame, Acquisition Number of a single-frame image."""
+        found = self.header.integer("FrameContentSequence", "FrameAcquisitionNumber")
+        return self.header.integer("", "AcquisitionNumber") if found is None else found
+
+    @property
+    def acquisition_time(self) -> str | None:
+        """Date and time of acquisition as far as they are said, YYYYMMDDHHMMSS.FFFFFF."""
+        frame = self.header.text("FrameContentSequence", "FrameAcquisitionDateTime")
+        ds = self.header.ds
+        date, time = attributes.text(ds, "AcquisitionDate"), attributes.text(ds, "AcquisitionTime")
+        return frame or attributes.text(ds, "AcquisitionDateTime") or (f"{date}{time}" if time else None)
+
+    @property
+    def contrast_phase(self) -> str | None:
+        """Contrast/Bolus Agent Phase of a frame, Contrast/Bolus Agent of a single-frame image."""
+        sequence = "ContrastBolusUsageSequence"
+        phase = self.header.text(sequence, "ContrastBolusAgentPhase")
+        administered = self.header.text(sequence, "ContrastBolusAgentAdministered")
+        if phase or administered:
+            return phase or f"agent administered {administered}"
+        return self.header.text("", "ContrastBolusAgent")
+
+    @property
+    def convolution_kernel(self) -> str | None:
+        """Convolution Kernel (0018,1210) of CT."""
+        return self.header.text("CTReconstructionSequence", "ConvolutionKernel")
+
+    @property
+    def tube_voltage_kv(self) -> float | None:
+        """KVP (0018,0060) of CT."""
+        return self.header.number("CTXRayDetailsSequence", "KVP")
+
+    @property
+    def dimension_index(self) -> tuple[int, ...] | None:
+        """Dimension Index Values (0020,9157) without the dimensions that are the place itself."""
+        values = self.header.numbers("FrameContentSequence", "DimensionIndexValues")
+        dimensions = attributes.items(self.header.ds, "DimensionIndexSequence")
+        if values is None or len(dimensions) != values.size:
+            return None
+        tags = [attributes.element(item, "DimensionIndexPointer") for item in dimensions]
+        return tuple(
+            int(value)
+            for value, tag in zip(values, tags, strict=True)
+            if tag is None or tag.value not in _PLACE_POINTERS
+        )
 
 
 def frame_type(header: FrameHeader) -> tuple[str, ...]:
@@ -135,102 +231,18 @@ def frame_type(header: FrameHeader) -> tuple[str, ...]:
 
 def siemens_mosaic_tiles(ds: Dataset) -> int:
     """Read how many slices a Siemens image shows side by side; 0 where it says nothing."""
-    found = _private_numbers(ds, 0x0019, "SIEMENS MR HEADER", 0x0A, "<H")
+    found = _private_numbers(FrameHeader(ds), 0x0019, "SIEMENS MR HEADER", 0x0A, "<H")
     return int(found[0]) if found is not None else 0
 
 
-def _image_type(header: FrameHeader) -> tuple[str, ...]:
-    component = header.text("MRImageFrameTypeSequence", "ComplexImageComponent")
-    kind = _private_numbers(header.ds, 0x0043, "GEMS_PARM_01", 0x2F, "<h")
-    more = [component] if component and component != "MIXED" else []
-    if kind is not None and 0 < kind[0] < len(_GE_IMAGE_KINDS):
-        more.append(_GE_IMAGE_KINDS[int(kind[0])])
-    return (*frame_type(header), *(value.upper() for value in more))
-
-
-def _echo_time(header: FrameHeader) -> float | None:
-    effective = header.number("MREchoSequence", "EffectiveEchoTime")
-    return header.number("MREchoSequence", "EchoTime") if effective is None else effective
-
-
-def _inversion_time(header: FrameHeader) -> float | None:
-    found = header.number("MRModifierSequence", "InversionTimes")
-    return header.number("", "InversionTime") if found is None else found
-
-
-def _b_value(header: FrameHeader) -> float | None:
-    standard = header.number("MRDiffusionSequence", "DiffusionBValue")
-    if standard is not None:
-        return standard
-    private = (
-        (0x0019, "SIEMENS MR HEADER", 0x0C, "<i"),
-        (0x2001, "Philips Imaging DD 001", 0x03, "<f"),
-        (0x0043, "GEMS_PARM_01", 0x39, "<i"),
-    )
-    for element in private:
-        found = _private_numbers(header.ds, *element)
-        if found is not None:
-            return float(found[0]) % 1_000_000  # GE adds 10^9 to some values
-    return None
-
-
-def _diffusion_direction(header: FrameHeader) -> tuple[float, float, float] | None:
-    found = None
-    for item in header.places("MRDiffusionSequence"):
-        for place in (*attributes.items(item, "DiffusionGradientDirectionSequence")[:1], item):
-            found = attributes.numbers(place, "DiffusionGradientOrientation") if found is None else found
-    if found is None:
-        found = _private_numbers(header.ds, 0x0019, "SIEMENS MR HEADER", 0x0E, "<d")
-    if found is None or found.size != 3:
+def _private_numbers(
+    header: FrameHeader, group: int, creator: str, offset: int, binary: str
+) -> FloatArray | None:
+    """Read a private element of a single-frame image; text or binary where its representation is unknown."""
+    if header.groups or Tag(group, 0x10) not in header.ds:
         return None
-    return float(found[0]), float(found[1]), float(found[2])
-
-
-def _temporal_position(header: FrameHeader) -> int | None:
-    found = header.integer("FrameContentSequence", "TemporalPositionIndex")
-    return header.integer("", "TemporalPositionIdentifier") if found is None else found
-
-
-def _trigger_time(header: FrameHeader) -> float | None:
-    found = header.number("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime")
-    return header.number("", "TriggerTime") if found is None else found
-
-
-def _acquisition_number(header: FrameHeader) -> int | None:
-    found = header.integer("FrameContentSequence", "FrameAcquisitionNumber")
-    return header.integer("", "AcquisitionNumber") if found is None else found
-
-
-def _acquisition_time(header: FrameHeader) -> str | None:
-    frame = header.text("FrameContentSequence", "FrameAcquisitionDateTime")
-    date, time = (attributes.text(header.ds, keyword) for keyword in ("AcquisitionDate", "AcquisitionTime"))
-    return frame or attributes.text(header.ds, "AcquisitionDateTime") or (f"{date}{time}" if time else None)
-
-
-def _contrast_phase(header: FrameHeader) -> str | None:
-    phase = header.text("ContrastBolusUsageSequence", "ContrastBolusAgentPhase")
-    administered = header.text("ContrastBolusUsageSequence", "ContrastBolusAgentAdministered")
-    if phase or administered:
-        return phase or f"agent administered {administered}"
-    return header.text("", "ContrastBolusAgent")
-
-
-def _dimension_index(header: FrameHeader) -> tuple[int, ...] | None:
-    values = header.numbers("FrameContentSequence", "DimensionIndexValues")
-    pointers = [
-        item.get("DimensionIndexPointer") for item in attributes.items(header.ds, "DimensionIndexSequence")
-    ]
-    if values is None or len(pointers) != values.size:
-        return None
-    return tuple(
-        int(value) for value, tag in zip(values, pointers, strict=True) if tag not in _PLACE_POINTERS
-    )
-
-
-def _private_numbers(ds: Dataset, group: int, creator: str, offset: int, binary: str) -> FloatArray | None:
-    """Read a private element by its creator; of unknown value representation it is text or binary."""
     try:
-        value = ds.private_block(group, creator)[offset].value
+        value = header.ds.private_block(group, creator)[offset].value
     except attributes.UNREADABLE:
         return None
     if isinstance(value, bytes):

@@ -17,7 +17,7 @@ from pydicom.uid import (
 from dicomnode.errors import GeometryError, UnreadableInstanceError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import FloatArray
-from dicomnode.imaging.frame_facts import FrameFacts, FrameHeader, read_facts
+from dicomnode.imaging.frame_facts import FrameFacts, FrameHeader
 
 MULTI_FRAME_SOP_CLASSES = frozenset(
     {
@@ -71,9 +71,10 @@ class SourceFrame:
         """The attributes of this frame, wherever its instance holds them."""
         return FrameHeader(self.ds, self.groups)
 
-    def read_facts(self) -> FrameFacts:
-        """Read what the frame says of itself besides its place; read anew at each call."""
-        return read_facts(self.header)
+    @property
+    def facts(self) -> FrameFacts:
+        """What the frame says of itself besides its place."""
+        return FrameFacts(self.header)
 
 
 def is_multi_frame(ds: Dataset) -> bool:
@@ -115,38 +116,40 @@ def read_frames(datasets: Sequence[Dataset]) -> tuple[SourceFrame, ...]:
     UnreadableInstanceError
         A multi-frame image whose functional groups are not as many as its frames.
     """
-    return tuple(
-        _frame(header, number) for ds in datasets for number, header in enumerate(frame_headers(ds), start=1)
-    )
+    return tuple(frame for ds in datasets for frame in _frames_of(ds))
 
 
-def _frame(header: FrameHeader, number: int) -> SourceFrame:
-    ds = header.ds
-    where = f"{_where(ds)}, frame {number}" if header.groups else _where(ds)
-    cosines = _numbers(header, "PlaneOrientationSequence", "ImageOrientationPatient", 6, where)
-    spacing = _numbers(header, "PixelMeasuresSequence", "PixelSpacing", 2, where)
-    if spacing.min() <= 0:
-        raise GeometryError(f"{where}: Pixel Spacing {spacing.tolist()} is not positive")
+def _frames_of(ds: Dataset) -> Iterator[SourceFrame]:
+    size = (attributes.integer(ds, "Rows") or 0, attributes.integer(ds, "Columns") or 0)
+    if min(size) < 1:
+        raise GeometryError(f"{_where(ds)}: {size[0]} Rows and {size[1]} Columns")
     is_only = attributes.integer(ds, "NumberOfFrames") in {None, 1}
-    own = header if is_only else FrameHeader(Dataset(), header.groups)
-    position = _numbers(own, "PlanePositionSequence", "ImagePositionPatient", 3, where)
-    if (
-        np.abs(position).max() > FARTHEST_MM
-        or not NEAREST_MM <= spacing.min() <= spacing.max() <= FARTHEST_MM
-    ):
-        raise GeometryError(
-            f"{where}: position {position.tolist()} mm and Pixel Spacing {spacing.tolist()} mm "
-            f"are beyond {NEAREST_MM} to {FARTHEST_MM:.0f} mm"
-        )
+    for number, header in enumerate(frame_headers(ds), start=1):
+        try:
+            yield _frame(header, number, size, FrameHeader(ds if is_only else Dataset(), header.groups))
+        except GeometryError as error:
+            frame = f", frame {number}" if header.groups else ""
+            raise GeometryError(f"{_where(ds)}{frame}: {error}") from error
+
+
+def _frame(header: FrameHeader, number: int, size: tuple[int, int], own: FrameHeader) -> SourceFrame:
+    """Read one frame; its position is taken from `own`, where one for all frames does not count."""
+    cosines = _numbers(header, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    spacing = _numbers(header, "PixelMeasuresSequence", "PixelSpacing", 2)
+    position = _numbers(own, "PlanePositionSequence", "ImagePositionPatient", 3)
+    if spacing.min() < NEAREST_MM or spacing.max() > FARTHEST_MM:
+        raise GeometryError(f"Pixel Spacing {spacing.tolist()} is not {NEAREST_MM} to {FARTHEST_MM:.0f} mm")
+    if np.abs(position).max() > FARTHEST_MM:
+        raise GeometryError(f"the position {position.tolist()} is more than {FARTHEST_MM:.0f} mm away")
     return SourceFrame(
-        ds=ds,
+        ds=header.ds,
         frame_number=number,
         is_multi_frame=bool(header.groups),
         position_mm=position,
         row_cosines=cosines[:3],
         column_cosines=cosines[3:],
         pixel_spacing_mm=spacing,
-        size=_size(ds, where),
+        size=size,
         slice_spacing_mm=_positive(header.number("PixelMeasuresSequence", "SpacingBetweenSlices")),
         slice_thickness_mm=_positive(header.number("PixelMeasuresSequence", "SliceThickness")),
         stack_id=header.text("FrameContentSequence", "StackID"),
@@ -154,24 +157,17 @@ def _frame(header: FrameHeader, number: int) -> SourceFrame:
     )
 
 
-def _size(ds: Dataset, where: str) -> tuple[int, int]:
-    size = (attributes.integer(ds, "Rows") or 0, attributes.integer(ds, "Columns") or 0)
-    if min(size) < 1:
-        raise GeometryError(f"{where}: {size[0]} Rows and {size[1]} Columns")
-    return size
-
-
 def _positive(value: float | None) -> float | None:
     """Spacing Between Slices may be negative (PS3.3 C.8.4.15): it says the order, which is not used."""
     return abs(value) if value is not None and NEAREST_MM <= abs(value) <= FARTHEST_MM else None
 
 
-def _numbers(header: FrameHeader, sequence: str, keyword: str, count: int, where: str) -> FloatArray:
-    if not header.has_value(sequence, keyword):
-        raise GeometryError(f"{where}: a series without geometry: {keyword} is missing")
+def _numbers(header: FrameHeader, sequence: str, keyword: str, count: int) -> FloatArray:
     values = header.numbers(sequence, keyword)
+    if values is None and not header.has_value(sequence, keyword):
+        raise GeometryError(f"a series without geometry: {keyword} is missing")
     if values is None or values.size != count:
-        raise GeometryError(f"{where}: {keyword} does not hold {count} finite numbers")
+        raise GeometryError(f"{keyword} does not hold {count} finite numbers")
     return values
 
 

@@ -52,6 +52,11 @@ def tracking_uid(series_instance_uid: str, label: str) -> str:
     return derived_uid("tracking", series_instance_uid, label.casefold())
 
 
+def tracking_identifier(label: str, uid: str) -> str:
+    """Name a tracked label for people: the same in every form of result."""
+    return f"{label} {uid[-12:]}"
+
+
 class MaskDigest:
     """Digest of one mask (slice, row, column), taken slice by slice in ascending order.
 

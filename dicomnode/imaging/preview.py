@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from highdicom import Volume
@@ -10,21 +11,37 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from dicomnode.domain import ModelCard, Segment
+from dicomnode.imaging.findings import Findings
+from dicomnode.imaging.overlay import (
+    FILL_OPACITY,
+    OUTLINE_OPACITY,
+    Rgb,
+    Window,
+    display_window,
+    spread_window,
+    to_grey,
+)
 
 PICTURE_WIDTH = 1120
-MINIMUM_WIDTH = 480
+MINIMUM_WIDTH = 560
 MARGIN = 16
 GAP = 6
 LINE_HEIGHT = 26
+TITLE_HEIGHT = 34
+NOTE_HEIGHT = 20
+LEGEND_COLUMN_WIDTH = 340
+FEW_LABELS = 6
+"""So many labels are listed below each other, more of them side by side."""
 BACKGROUND = (18, 20, 24)
 INK = (232, 234, 238)
 FAINT = (150, 156, 166)
-FILL_OPACITY = 0.28
-OUTLINE_OPACITY = 0.95
+WARNING = (240, 190, 90)
 AROUND_MM = 12.0
 """Tissue shown around the labelled region, on each side of the slice."""
 THICK_SLICES = 1.5
 """Slices this much thicker than a pixel are shown in the plane in which they were taken."""
+NOT_VERIFIED = "AI result, not verified"
+NOTHING_FOUND = "Nothing was found: the model marked no pixel of this series."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +69,30 @@ _VIEWS = {
 class _Scene:
     """Image and labels as shown: turned to the radiological view and cut to the region."""
 
-    image: NDArray[np.float64]
+    image: NDArray[np.float32]
     labels: NDArray[np.uint8]
     pixel_mm: tuple[float, float]
-    window: tuple[float, float]
+    window: Window
     view: _View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """At most so many slices, evenly spread, in a picture so many pixels wide."""
+
+    columns: int
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Texts:
+    """What is written around the slices."""
+
+    title: str
+    notes: Sequence[str]  # below the title
+    legend: Sequence[tuple[Rgb, str]]
+    remarks: Sequence[str] = ()  # below the legend
 
 
 def montage(
@@ -89,37 +125,115 @@ def montage(
         Of the picture, in pixels.
     """
     numbers = np.asarray(labels.array if isinstance(labels, Volume) else labels, np.uint8)
-    scene = _scene(image, image.with_array(numbers))
-    shown = _spread(scene.labels, columns * rows)
-    across = min(columns, len(shown))
-    tile_size = _tile_size(scene, (width - 2 * MARGIN - (columns - 1) * GAP) // columns)
-    tiles = [_tile(scene, index, tile_size, card.segments) for index in shown]
-    legend = _legend(numbers, image, card)
-    return _compose(tiles, across=across, title=title, legend=legend, view=scene.view)
+    scene = _scene(image, image.with_array(numbers), window=spread_window(np.asarray(image.array)))
+    texts = _Texts(title=title, notes=[_view_note(scene)], legend=_legend(numbers, image, card))
+    return _draw(scene, card.segments, texts, _Layout(columns=columns, rows=rows, width=width))
 
 
-def _scene(image: Volume, labels: Volume) -> _Scene:
+def findings_montage(findings: Findings, *, title: str, notes: Sequence[str] = ()) -> Image.Image:
+    """Draw what was found on the received planes, with volumes and the remarks on the series.
+
+    As `montage`. Planes that form no regular grid are shown as they were taken. The image's own window is
+    used where it names one. Where nothing was found the picture says so over the middle slice.
+
+    Parameters
+    ----------
+    title, notes
+        Shown on the picture as they stand: give them nothing that identifies the patient.
+    """
+    stack = findings.stack
+    image = Volume(
+        findings.planes,
+        stack.grid.affine,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=stack.grid.frame_of_reference_uid,
+    )
+    window = display_window(stack, findings.planes)
+    labels = image.with_array(findings.labels)
+    scene = _scene(image, labels, window=window, as_taken=not stack.is_regular)
+    texts = _Texts(
+        title=title,
+        notes=[_view_note(scene), *notes],
+        legend=[(one.segment.rgb, _measured(one.segment.label, one.millilitres)) for one in findings.found],
+        remarks=[*_absent(findings), *stack.remarks],
+    )
+    segments = findings.card.segments
+    if not findings.found:
+        return _draw_nothing(scene, segments, texts)
+    return _draw(scene, segments, texts, _Layout(columns=5, rows=3, width=PICTURE_WIDTH))
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Give the font that Pillow brings along, laid out without the libraries of the system."""
+    found = ImageFont.load_default(size)
+    if isinstance(found, ImageFont.FreeTypeFont):
+        return found.font_variant(layout_engine=ImageFont.Layout.BASIC)
+    return found
+
+
+def _scene(image: Volume, labels: Volume, *, window: Window, as_taken: bool = False) -> _Scene:
     is_thick = image.spacing[0] > THICK_SLICES * max(image.spacing[1:])
-    view = _VIEWS[image.get_closest_patient_orientation()[0].value] if is_thick else _AXIAL
+    taken = _VIEWS[image.get_closest_patient_orientation()[0].value]
+    view = taken if is_thick or as_taken else _AXIAL
     turned = image.to_patient_orientation(view.orientation)
     marks = np.asarray(labels.to_patient_orientation(view.orientation).array, np.uint8)
-    values = np.asarray(turned.array, np.float64)
     box = _region(marks, turned.spacing)
-    low, high = np.percentile(values, [1.0, 99.5])
-    window = (float(low), float(max(high, low + 1e-6)))
-    return _Scene(values[box], marks[box], (turned.spacing[1], turned.spacing[2]), window, view)
+    values = np.asarray(turned.array)[box]
+    return _Scene(values, marks[box], (turned.spacing[1], turned.spacing[2]), window, view)
 
 
 def _region(marks: NDArray[np.uint8], spacing: Sequence[float]) -> tuple[slice, slice, slice]:
-    found = ndimage.find_objects((marks > 0).astype(np.uint8))
-    if not found:
+    rows, columns = (np.flatnonzero(marks.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    if not rows.size:
         return slice(None), slice(None), slice(None)
-    _, row, column = found[0]
     grown = []
-    for part, step, size in zip((row, column), spacing[1:], marks.shape[1:], strict=True):
+    for found, step, size in zip((rows, columns), spacing[1:], marks.shape[1:], strict=True):
         extra = round(AROUND_MM / step)
-        grown.append(slice(max(part.start - extra, 0), min(part.stop + extra, size)))
+        grown.append(slice(max(int(found[0]) - extra, 0), min(int(found[-1]) + 1 + extra, size)))
     return slice(None), grown[0], grown[1]
+
+
+def _view_note(scene: _Scene) -> str:
+    return f"{scene.view.note}; {NOT_VERIFIED}"
+
+
+def _legend(numbers: NDArray[np.uint8], image: Volume, card: ModelCard) -> list[tuple[Rgb, str]]:
+    voxel_ml = float(np.prod(image.spacing)) / 1000.0
+    counts = np.bincount(numbers.reshape(-1), minlength=256)
+    lines = []
+    for segment in card.segments:
+        count = int(counts[segment.segment_number])
+        voxels = f"{count:,}".replace(",", " ")
+        lines.append((segment.rgb, f"{segment.label}   {voxels} voxels   {count * voxel_ml:.2f} ml"))
+    return lines
+
+
+def _measured(label: str, millilitres: float) -> str:
+    return f"{label}   {millilitres:.{2 if millilitres < 100 else 0}f} ml"
+
+
+def _absent(findings: Findings) -> list[str]:
+    labels = [one.segment.label for one in findings.measures if not one.voxels]
+    return [f"Looked for and not found: {', '.join(labels)}"] if labels else []
+
+
+def _draw(scene: _Scene, segments: Sequence[Segment], texts: _Texts, layout: _Layout) -> Image.Image:
+    shown = _spread(scene.labels, layout.columns * layout.rows)
+    size = _tile_size(scene, (layout.width - 2 * MARGIN - (layout.columns - 1) * GAP) // layout.columns)
+    tiles = [_tile(scene, index, size, segments) for index in shown]
+    return _compose(tiles, across=min(layout.columns, len(shown)), texts=texts)
+
+
+def _draw_nothing(scene: _Scene, segments: Sequence[Segment], texts: _Texts) -> Image.Image:
+    tile = _tile(scene, len(scene.image) // 2, _tile_size(scene, MINIMUM_WIDTH - 2 * MARGIN), segments)
+    draw = ImageDraw.Draw(tile)
+    lines = _wrapped(NOTHING_FOUND, 22, tile.width - 2 * MARGIN)
+    top = tile.height - MARGIN - 28 * len(lines)
+    for number, line in enumerate(lines):
+        at = (MARGIN, top + 28 * number)
+        draw.text(at, line, fill=WARNING, font=font(22), stroke_width=3, stroke_fill=BACKGROUND)
+    return _compose([tile], across=1, texts=texts)
 
 
 def _spread(marks: NDArray[np.uint8], count: int) -> list[int]:
@@ -136,75 +250,80 @@ def _tile_size(scene: _Scene, width: int) -> tuple[int, int]:
 
 
 def _tile(scene: _Scene, index: int, size: tuple[int, int], segments: Sequence[Segment]) -> Image.Image:
-    low, high = scene.window
-    grey = np.clip((scene.image[index] - low) / (high - low), 0, 1) * 255
-    base = Image.fromarray(grey.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
-    canvas = np.asarray(base, np.float64)
+    grey = Image.fromarray(to_grey(scene.image[index], scene.window))
+    canvas = np.asarray(grey.resize(size, Image.Resampling.BICUBIC).convert("RGB"), np.float32)
+    present = set(np.unique(scene.labels[index]).tolist())
     for segment in segments:
+        if segment.segment_number not in present:
+            continue
         mask = Image.fromarray((scene.labels[index] == segment.segment_number).astype(np.uint8) * 255)
         large = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
-        if not large.any():
-            continue
         inner = ndimage.binary_erosion(large, iterations=2)
-        colour = np.array(segment.rgb, np.float64)
-        canvas = _blend(canvas, inner, colour, FILL_OPACITY)
-        canvas = _blend(canvas, large & ~inner, colour, OUTLINE_OPACITY)
-    return Image.fromarray(canvas.astype(np.uint8))
+        canvas = _blend(canvas, inner, segment.rgb, FILL_OPACITY)
+        canvas = _blend(canvas, large & ~inner, segment.rgb, OUTLINE_OPACITY)
+    tile = Image.fromarray(canvas.astype(np.uint8))
+    _letter(tile, scene.view)
+    return tile
 
 
 def _blend(
-    canvas: NDArray[np.float64], mask: NDArray[np.bool_], colour: NDArray[np.float64], opacity: float
-) -> NDArray[np.float64]:
-    weight = mask[..., None] * opacity
-    return canvas * (1 - weight) + colour * weight
+    canvas: NDArray[np.float32], mask: NDArray[np.bool_], colour: Rgb, opacity: float
+) -> NDArray[np.float32]:
+    weight = mask[..., None] * np.float32(opacity)
+    return np.asarray(canvas * (1 - weight) + np.array(colour, np.float32) * weight)
 
 
-def _legend(
-    numbers: NDArray[np.uint8], image: Volume, card: ModelCard
-) -> list[tuple[tuple[int, int, int], str]]:
-    voxel_ml = float(np.prod(image.spacing)) / 1000.0
-    lines = []
-    for segment in card.segments:
-        count = int(np.count_nonzero(numbers == segment.segment_number))
-        voxels = f"{count:,}".replace(",", " ")
-        lines.append((segment.rgb, f"{segment.label}   {voxels} voxels   {count * voxel_ml:.2f} ml"))
-    return lines
+def _letter(tile: Image.Image, view: _View) -> None:
+    draw = ImageDraw.Draw(tile)
+    for letter, at in (
+        (view.left, (5, tile.height // 2 - 8)),
+        (view.top, (tile.width // 2 - 4, 2)),
+    ):
+        draw.text(at, letter, fill=INK, font=font(13), stroke_width=2, stroke_fill=BACKGROUND)
 
 
-def _compose(
-    tiles: Sequence[Image.Image],
-    *,
-    across: int,
-    title: str,
-    legend: Sequence[tuple[tuple[int, int, int], str]],
-    view: _View,
-) -> Image.Image:
+def _compose(tiles: Sequence[Image.Image], *, across: int, texts: _Texts) -> Image.Image:
     tile_width, tile_height = tiles[0].size
-    width = 2 * MARGIN + max(across * (tile_width + GAP) - GAP, MINIMUM_WIDTH)
-    down = -(-len(tiles) // across)
-    top = MARGIN + 2 * LINE_HEIGHT
-    bottom = top + down * (tile_height + GAP)
-    picture = Image.new("RGB", (width, bottom + MARGIN + len(legend) * LINE_HEIGHT), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN - 4), title, fill=INK, font=_font(22))
-    draw.text(
-        (MARGIN, MARGIN + LINE_HEIGHT), f"{view.note}; AI result, not verified", fill=FAINT, font=_font(14)
-    )
+    inner = max(across * (tile_width + GAP) - GAP, MINIMUM_WIDTH - 2 * MARGIN)
+    title = _wrapped(texts.title, 22, inner)
+    notes = [line for note in texts.notes for line in _wrapped(note, 14, inner)]
+    remarks = [line for remark in texts.remarks for line in _wrapped(remark, 14, inner)]
+    legend_columns = 1 if len(texts.legend) <= FEW_LABELS else max(1, inner // LEGEND_COLUMN_WIDTH)
+    legend_rows = -(-len(texts.legend) // legend_columns)
+    top = MARGIN // 2 + len(title) * TITLE_HEIGHT + len(notes) * NOTE_HEIGHT + GAP
+    bottom = top + -(-len(tiles) // across) * (tile_height + GAP) + GAP
+    remarks_top = bottom + legend_rows * LINE_HEIGHT + (GAP if legend_rows else 0)
+    size = (inner + 2 * MARGIN, remarks_top + len(remarks) * NOTE_HEIGHT + MARGIN // 2)
+    picture = Image.new("RGB", size, BACKGROUND)
     for index, tile in enumerate(tiles):
         left = MARGIN + (index % across) * (tile_width + GAP)
-        upper = top + (index // across) * (tile_height + GAP)
-        picture.paste(tile, (left, upper))
-        for letter, at in (
-            (view.left, (left + 5, upper + tile_height // 2 - 8)),
-            (view.top, (left + tile_width // 2 - 4, upper + 2)),
-        ):
-            draw.text(at, letter, fill=INK, font=_font(13), stroke_width=2, stroke_fill=BACKGROUND)
-    for number, (rgb, line) in enumerate(legend):
-        upper = bottom + 8 + number * LINE_HEIGHT
-        draw.rounded_rectangle((MARGIN, upper + 3, MARGIN + 16, upper + 19), radius=4, fill=rgb)
-        draw.text((MARGIN + 26, upper + 1), line, fill=INK, font=_font(16))
+        picture.paste(tile, (left, top + (index // across) * (tile_height + GAP)))
+    draw = ImageDraw.Draw(picture)
+    _write(draw, title, MARGIN // 2, TITLE_HEIGHT, (INK, 22))
+    _write(draw, notes, MARGIN // 2 + len(title) * TITLE_HEIGHT, NOTE_HEIGHT, (FAINT, 14))
+    _write(draw, remarks, remarks_top, NOTE_HEIGHT, (WARNING, 14))
+    for number, (rgb, line) in enumerate(texts.legend):
+        left = MARGIN + (number // legend_rows) * (inner // legend_columns)
+        upper = bottom + (number % legend_rows) * LINE_HEIGHT
+        draw.rounded_rectangle((left, upper + 3, left + 16, upper + 19), radius=4, fill=rgb)
+        draw.text((left + 26, upper + 1), line, fill=INK, font=font(16))
     return picture
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _write(
+    draw: ImageDraw.ImageDraw, lines: Sequence[str], top: int, line_height: int, style: tuple[Rgb, int]
+) -> None:
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, top + number * line_height), line, fill=style[0], font=font(style[1]))
+
+
+def _wrapped(text: str, size: int, width: int) -> list[str]:
+    """Break a text into lines that are not wider than so many pixels."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font(size).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

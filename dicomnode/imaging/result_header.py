@@ -25,11 +25,6 @@ _PATIENT_AND_STUDY = (
     "PatientIdentityRemoved",
     "DeidentificationMethod",
     "DeidentificationMethodCodeSequence",
-    "ClinicalTrialSponsorName",
-    "ClinicalTrialProtocolID",
-    "ClinicalTrialSiteID",
-    "ClinicalTrialSubjectID",
-    "ClinicalTrialTimePointID",
     "StudyDate",
     "StudyTime",
     "AccessionNumber",
@@ -41,6 +36,17 @@ _PATIENT_AND_STUDY = (
     "PatientSize",
     "PatientWeight",
 )
+_CLINICAL_TRIAL = (  # PS3.3 C.7.1.3 and C.7.2.3
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+    "ClinicalTrialTimePointID",
+)
+_EMPTY_IN_TRIAL = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
 REQUIRED_EMPTY = (  # type 2 of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1)
     "PatientName",
     "PatientID",
@@ -72,6 +78,8 @@ def write_patient_and_study(ds: Dataset, source: Dataset) -> None:
             copy_element(source, ds, keyword)
         elif keyword in REQUIRED_EMPTY:
             setattr(ds, keyword, "")
+    if _is_in_trial(source):
+        _write_clinical_trial(ds, source)
     if _has_known_character_set(source):
         copy_element(source, ds, "SpecificCharacterSet")
     elif attributes.texts(source, "SpecificCharacterSet"):
@@ -104,6 +112,21 @@ def series_description(card: ModelCard) -> str:
     version = card.version.removeprefix(f"{card.name}@")
     tail = f" {version} {NOT_VERIFIED}"[-(LONG_STRING - 4) :]
     return f"AI {card.name[: LONG_STRING - 3 - len(tail)]}{tail}"
+
+
+def _write_clinical_trial(ds: Dataset, source: Dataset) -> None:
+    for keyword in _CLINICAL_TRIAL:
+        if attributes.has_value(source, keyword):
+            copy_element(source, ds, keyword)
+        elif keyword in _EMPTY_IN_TRIAL:
+            setattr(ds, keyword, "")
+
+
+def _is_in_trial(source: Dataset) -> bool:
+    """Answer whether the source names sponsor, protocol and subject, as the module requires."""
+    subject = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")
+    names_subject = any(attributes.text(source, keyword) for keyword in subject)
+    return names_subject and all(attributes.text(source, keyword) for keyword in _CLINICAL_TRIAL[:2])
 
 
 def _is_valid(source: Dataset, keyword: str) -> bool:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pydicom import Dataset
+from pydicom.charset import convert_encodings
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
 
@@ -37,9 +38,7 @@ def result_object(findings: Findings, *, run: Run, form: ResultForm, instance_nu
     copy_element(source, ds, "StudyInstanceUID")
     key = _key(findings, run)
     ds.SeriesInstanceUID = derived_uid(f"{form} series", *key)
-    ds.SOPInstanceUID = derived_uid(
-        f"{form} instance", *key, findings.voxels_sha256, str(instance_number)
-    )
+    ds.SOPInstanceUID = derived_uid(f"{form} instance", *key, findings.voxels_sha256, str(instance_number))
     ds.InstanceNumber = instance_number
     ds.SeriesDescription = series_description(findings.card)
     write_equipment(ds)
@@ -50,16 +49,22 @@ def result_object(findings: Findings, *, run: Run, form: ResultForm, instance_nu
 
 
 def finish(ds: Dataset, *, sop_class_uid: UID, transfer_syntax_uid: UID) -> None:
-    """Name the class of an object and make it ready for `save_as`."""
+    """Name the class and the encoding of an object, so that its elements are written as they stand."""
     ds.SOPClassUID = sop_class_uid
     ds.file_meta = FileMetaDataset()
     ds.file_meta.MediaStorageSOPClassUID = sop_class_uid
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     ds.file_meta.TransferSyntaxUID = transfer_syntax_uid
+    character_set = ds.get("SpecificCharacterSet")
+    ds.set_original_encoding(
+        is_implicit_vr=transfer_syntax_uid.is_implicit_VR,
+        is_little_endian=True,
+        character_encoding=convert_encodings(character_set) if character_set else None,
+    )
 
 
 def description(stack: Stack) -> str:
-    """Say that nobody verified the result, and what of the stack is not regular, in at most 1024 characters."""
+    """Say that nobody verified the result, and what of the stack is not regular; 1024 characters."""
     return ". ".join([NOT_VERIFIED_TEXT, *stack.remarks])[:_SHORT_TEXT]
 
 

@@ -6,15 +6,18 @@ that of the polygon, which cuts the corners of pixels: a single pixel becomes a 
 The volume of the pixels is given as ROI Volume.
 """
 
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Sequence
 from math import ceil, log10
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pydicom.sr.codedict import codes
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 from scipy import ndimage
 
@@ -24,7 +27,8 @@ from dicomnode.imaging.attributes import FloatArray
 from dicomnode.imaging.contours import closed_rings
 from dicomnode.imaging.findings import Findings, Measure, Run
 from dicomnode.imaging.frames import SourceFrame
-from dicomnode.imaging.identity import DEVICE
+from dicomnode.imaging.functional_groups import decimal_string
+from dicomnode.imaging.identity import DEVICE, tracking_identifier
 from dicomnode.imaging.result_header import LONG_STRING, coded, series_description
 from dicomnode.imaging.result_object import (
     description,
@@ -42,7 +46,8 @@ PRECISION = 1e-4
 
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired: what readers expect there
 _ORGANS = frozenset({("SCT", "123037004"), ("SCT", "91723000"), ("SRT", "T-D000A")})
-_CONTOUR_DATA = Tag("ContourData")
+_ROI_CONTOURS, _CONTOURS = Tag("ROIContourSequence"), Tag("ContourSequence")
+_ITEM = struct.pack("<HH", 0xFFFE, 0xE000)
 
 
 def encode(findings: Findings, *, run: Run) -> Dataset | None:
@@ -65,9 +70,8 @@ def encode(findings: Findings, *, run: Run) -> Dataset | None:
     _add_structure_set(ds, findings)
     contours = _contours(findings)
     planes = _plane_characteristics(findings.stack)
-    ds.ROIContourSequence = [
-        _roi_contour(one.segment, contours[one.segment.segment_number], planes) for one in findings.found
-    ]
+    rois = [_roi_contour(one.segment, contours[one.segment.segment_number], planes) for one in findings.found]
+    ds[_ROI_CONTOURS] = _raw(_ROI_CONTOURS, "SQ", _items(rois))
     ds.RTROIObservationsSequence = [_observation(one.segment) for one in findings.found]
     ds.ApprovalStatus = "UNAPPROVED"
     finish(ds, sop_class_uid=RTStructureSetStorage, transfer_syntax_uid=ImplicitVRLittleEndian)
@@ -111,21 +115,20 @@ def _roi(measure: Measure, stack: Stack, card: ModelCard) -> Dataset:
         family=codes.cid7162.ArtificialIntelligence,
         source=DEVICE.manufacturer,
     )
-    item.TrackingID = measure.segment.label
+    item.TrackingID = tracking_identifier(measure.segment.label, measure.tracking_uid)
     item.TrackingUID = measure.tracking_uid
     return item
 
 
-def _roi_contour(segment: Segment, contours: Sequence[Dataset], planes: Dataset | None) -> Dataset:
+def _roi_contour(segment: Segment, contours: Sequence[bytes], planes: Dataset | None) -> bytes:
     item = Dataset()
     item.ROIDisplayColor = list(segment.rgb)
     item.ReferencedROINumber = segment.segment_number
     if planes is not None:
         item.SourcePixelPlanesCharacteristicsSequence = [planes]
-    for number, contour in enumerate(contours, 1):
-        contour.ContourNumber = number
-    item.ContourSequence = list(contours)
-    return item
+    item[_CONTOURS] = _raw(_CONTOURS, "SQ", _items(contours))
+    item.set_original_encoding(is_implicit_vr=True, is_little_endian=True)
+    return _encoded(item)
 
 
 def _plane_characteristics(stack: Stack) -> Dataset | None:
@@ -134,14 +137,14 @@ def _plane_characteristics(stack: Stack) -> Dataset | None:
         return None
     first = stack.frames[0]
     item = Dataset()
-    item.SpacingBetweenSlices = _decimal(stack.grid.spacing_mm[0])
-    item.ImagePositionPatient = [_decimal(value) for value in first.position_mm.tolist()]
+    item.SpacingBetweenSlices = decimal_string(stack.grid.spacing_mm[0])
+    item.ImagePositionPatient = [decimal_string(value) for value in first.position_mm.tolist()]
     item.ImageOrientationPatient = [
-        _decimal(value) for value in (*first.row_cosines.tolist(), *first.column_cosines.tolist())
+        decimal_string(value) for value in (*first.row_cosines.tolist(), *first.column_cosines.tolist())
     ]
     item.NumberOfFrames = len(stack.frames)
     item.Rows, item.Columns = first.size
-    item.PixelSpacing = [_decimal(value) for value in first.pixel_spacing_mm.tolist()]
+    item.PixelSpacing = [decimal_string(value) for value in first.pixel_spacing_mm.tolist()]
     return item
 
 
@@ -163,41 +166,61 @@ def _observation(segment: Segment) -> Dataset:
     return item
 
 
-def _contours(findings: Findings) -> dict[int, list[Dataset]]:
-    """Give the contours of each segment number, in the order of the planes."""
-    contours: dict[int, list[Dataset]] = {one.segment.segment_number: [] for one in findings.found}
+def _contours(findings: Findings) -> dict[int, list[bytes]]:
+    """Encode the contours of each segment number, in the order of the planes."""
+    contours: dict[int, list[bytes]] = {one.segment.segment_number: [] for one in findings.found}
     for frame, labels in zip(findings.stack.frames, findings.labels, strict=True):
-        for number, box in enumerate(ndimage.find_objects(labels), 1):
+        boxes = ndimage.find_objects(labels)
+        reference = _image_reference(frame) if boxes else b""
+        for number, box in enumerate(boxes, 1):
             if box is None:
                 continue
             corner = np.array([box[0].start, box[1].start], np.float64)
-            rings = (ring + corner for ring in closed_rings(labels[box] == number))
-            contours[number] += _on_plane(rings, frame)
+            for ring in closed_rings(labels[box] == number):
+                points = _on_plane(ring + corner, frame)
+                contours[number].append(reference + _contour(points, len(contours[number]) + 1))
     return contours
 
 
-def _on_plane(rings: Iterator[FloatArray], frame: SourceFrame) -> Iterator[Dataset]:
-    """Place rings of (row, column) in patient space (PS3.3 C.7.6.2.1.1)."""
+def _image_reference(frame: SourceFrame) -> bytes:
+    item = Dataset()
+    item.ContourImageSequence = [frame_reference(frame)]
+    return _encoded(item)
+
+
+def _on_plane(ring: FloatArray, frame: SourceFrame) -> FloatArray:
+    """Place a ring of (row, column) in patient space, rounded (PS3.3 C.7.6.2.1.1)."""
     steps = np.stack([frame.column_cosines, frame.row_cosines]) * frame.pixel_spacing_mm[:, None]
-    places = ceil(-log10(PRECISION * float(frame.pixel_spacing_mm.min())))
-    for ring in rings:
-        points = np.round(frame.position_mm + ring @ steps, max(places, 0)) + 0.0  # no negative zero
-        item = Dataset()
-        item.ContourImageSequence = [frame_reference(frame)]
-        item.ContourGeometricType = "CLOSED_PLANAR"
-        item.NumberOfContourPoints = len(points)
-        item[_CONTOUR_DATA] = _decimal_strings(points)
-        yield item
+    places = max(ceil(-log10(PRECISION * float(frame.pixel_spacing_mm.min()))), 0)
+    return np.asarray(np.round(frame.position_mm + ring @ steps, places) + 0.0)  # no negative zero
 
 
-def _decimal_strings(points: FloatArray) -> RawDataElement:
-    """Write numbers as they stand in a file: millions of them are too many for an object each."""
-    numbers = points.reshape(-1).tolist()
-    text = ("%.10g\\" * len(numbers))[:-1] % tuple(numbers)
-    value = (text + " " * (len(text) % 2)).encode("ascii")
-    return RawDataElement(_CONTOUR_DATA, "DS", len(value), value, 0, True, True)
+def _contour(points: FloatArray, number: int) -> bytes:
+    """Encode a contour as it stands in a file: its numbers are too many for an object each."""
+    flat = points.reshape(-1).tolist()
+    texts = (
+        (Tag("ContourGeometricType"), "CLOSED_PLANAR"),
+        (Tag("NumberOfContourPoints"), str(len(points))),
+        (Tag("ContourNumber"), str(number)),
+        (Tag("ContourData"), ("%.10g\\" * len(flat))[:-1] % tuple(flat)),
+    )
+    return b"".join(
+        struct.pack("<HHI", tag.group, tag.element, len(text) + len(text) % 2)
+        + (text + " " * (len(text) % 2)).encode("ascii")
+        for tag, text in texts
+    )
 
 
-def _decimal(value: float) -> str:
-    return f"{value:.10g}"
+def _encoded(item: Dataset) -> bytes:
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = True, True
+    write_dataset(buffer, item)
+    return buffer.getvalue()
 
+
+def _items(encoded: Sequence[bytes]) -> bytes:
+    return b"".join(part for item in encoded for part in (_ITEM, struct.pack("<I", len(item)), item))
+
+
+def _raw(tag: BaseTag, vr: str, value: bytes) -> RawDataElement:
+    return RawDataElement(tag, vr, len(value), value, 0, True, True)

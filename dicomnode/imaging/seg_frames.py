@@ -273,8 +273,8 @@ def _tolerances(heights: FloatArray, spacing_mm: float) -> FloatArray:
     gaps = np.diff(heights)
     if not gaps.size:
         return np.full(1, max(POSITION_TOLERANCE_MM, SLICE_TOLERANCE * spacing_mm))
-    nearest = np.minimum(np.append(gaps, np.inf), np.append(np.inf, gaps))
-    return np.maximum(POSITION_TOLERANCE_MM, SLICE_TOLERANCE * nearest)
+    nearest: FloatArray = np.minimum(np.append(gaps, np.inf), np.append(np.inf, gaps))
+    return np.maximum(nearest * SLICE_TOLERANCE, POSITION_TOLERANCE_MM)
 
 
 def _frame_count(ds: Dataset) -> int:

@@ -17,7 +17,7 @@ from dicomnode.imaging import attributes
 from dicomnode.imaging.findings import Findings, Measure, Run
 from dicomnode.imaging.frames import SourceFrame
 from dicomnode.imaging.functional_groups import decimal_string
-from dicomnode.imaging.identity import derived_uid
+from dicomnode.imaging.identity import derived_uid, tracking_identifier
 from dicomnode.imaging.result_header import (
     LONG_STRING,
     coded,
@@ -152,7 +152,7 @@ def _segment_item(
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
         tracking_uid=uid,
-        tracking_id=f"{segment.label} {uid[-12:]}",
+        tracking_id=tracking_identifier(segment.label, uid),
         anatomic_regions=[coded(segment.region)] if segment.region else None,
         display_color=CIELabColor.from_rgb(*segment.rgb),
     )

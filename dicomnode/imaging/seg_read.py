@@ -1,4 +1,4 @@
-"""A segmentation from any writer, onto the grid of its source series, without guessing.
+"""A segmentation from any writer, onto the planes of its source stack, without guessing.
 
 The reader works on pydicom alone and is tolerant where the standard or the source series settles
 the matter: missing dimension indices, pixel measures, orientation or positions, orphaned segment
@@ -17,13 +17,14 @@ from dicomnode.domain import ModelCard, SegmentSopClasses
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import segmentation_name
-from dicomnode.imaging.geometry import read_grid
 from dicomnode.imaging.identity import BoolArray
 from dicomnode.imaging.seg_frames import FrameLocator, source_images
 from dicomnode.imaging.seg_labels import Listed, listed_segments, segment_numbers
 from dicomnode.imaging.seg_pixels import checked_size, has_aligned_frames, iter_frames
+from dicomnode.imaging.seg_stack import stack_of
+from dicomnode.imaging.stacks import Stack
 
-__all__ = ["DecodedSeg", "decode", "referenced_instances", "referenced_series"]
+__all__ = ["DecodedSeg", "decode", "referenced_instances", "referenced_series", "stack_of"]
 
 MAXIMUM_MASK_VOXELS = 2**33
 """Segments x voxels that are taken into memory for one object, in bytes."""
@@ -32,13 +33,13 @@ LABEL_MAP_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedSeg:
-    """A segmentation as masks on the grid of its source series.
+    """A segmentation as masks on the planes of its source stack.
 
     Attributes
     ----------
     masks
-        Label of the model -> bool (slice, row, column) in slice order; only labels with voxels.
-        Masks may overlap.
+        Label of the model -> bool (frame, row, column) in the order of `Stack.frames`; only labels with
+        voxels. Masks may overlap.
     empty_labels
         Labels of the model that the object lists without a voxel.
     unmapped
@@ -63,10 +64,10 @@ class DecodedSeg:
         return tuple(self.unmapped)
 
 
-def decode(ds: Dataset, *, sources: Sequence[Dataset], card: ModelCard) -> DecodedSeg:
-    """Read a segmentation onto the grid of its source series.
+def decode(ds: Dataset, *, stack: Stack, card: ModelCard) -> DecodedSeg:
+    """Read a segmentation onto the planes of its source stack; `stack_of` finds the stack.
 
-    A frame's slice is found by its source reference and, independently, by its position; a conflict
+    A frame's plane is found by its source reference and, independently, by its position; a conflict
     between the two is settled by rule and flagged (PS3.3 A.51.5; see `FrameLocator`). A segment's
     label is found by our Tracking UID, then by Segment Label, then by coded type.
 
@@ -74,30 +75,27 @@ def decode(ds: Dataset, *, sources: Sequence[Dataset], card: ModelCard) -> Decod
     ----------
     ds
         BINARY or FRACTIONAL (native) or LABELMAP (any encoding that pydicom decodes), read from Part 10.
-    sources
-        The images of the source series in any order; only their headers are read.
+    stack
+        The planes that it was drawn on; of their instances only the headers are read.
 
     Raises
     ------
     CorrectionError
         Not a readable segmentation, another grid or frame of reference, another series,
-        a frame without a slice, a compression that is not read; the message says which.
-    GeometryError
-        The sources form no regular grid.
+        a frame without a plane, a compression that is not read; the message says which.
     """
-    ordered, grid = read_grid(sources)
-    _check_object(ds, grid.series_instance_uid)
-    locator = FrameLocator(ds, ordered, grid)
-    listed = listed_segments(ds, card, grid.series_instance_uid)
+    _check_object(ds, stack.series_instance_uid)
+    locator = FrameLocator(ds, stack)
+    listed = listed_segments(ds, card, stack.series_instance_uid)
     numbers, number_flags = ((), frozenset()) if _is_label_map(ds) else segment_numbers(ds, tuple(listed))
     pixel_flags = {"frames_byte_aligned"} if has_aligned_frames(ds) else set()
-    canvas = _Canvas(listed=listed, shape=grid.shape)
+    canvas = _Canvas(listed=listed, shape=stack.shape)
     for index, pixels in enumerate(iter_frames(ds)):
         place = locator.locate(index)
         for number, mask in _frame_masks(ds, pixels, numbers, index):
-            canvas.add(number, place.slice_index, place.turn(mask))
+            canvas.add(number, place.plane_index, place.turn(mask))
     return _decoded(
-        ds, canvas, series_uid=grid.series_instance_uid, flags={*number_flags, *locator.flags, *pixel_flags}
+        ds, canvas, series_uid=stack.series_instance_uid, flags={*number_flags, *locator.flags, *pixel_flags}
     )
 
 
@@ -143,14 +141,14 @@ class _Canvas:
         self.shape = shape
         self.painted: dict[int, BoolArray] = {}
 
-    def add(self, number: int, slice_index: int, mask: BoolArray) -> None:
+    def add(self, number: int, plane_index: int, mask: BoolArray) -> None:
         if not mask.any():
             return
         if number not in self.painted:
             if (len(self.painted) + 1) * math.prod(self.shape) > MAXIMUM_MASK_VOXELS:
                 raise CorrectionError(f"more than {len(self.painted)} segments on {self.shape} voxels")
             self.painted[number] = np.zeros(self.shape, np.bool_)
-        self.painted[number][slice_index] |= mask
+        self.painted[number][plane_index] |= mask
 
 
 def _check_object(ds: Dataset, series_uid: str) -> None:

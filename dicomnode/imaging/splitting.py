@@ -156,9 +156,9 @@ def split_repeated(frames: Sequence[SourceFrame], part: Part, *, series_uid: str
     repeats = int(np.bincount(places).max())
     if repeats == 1:
         return [part]
-    facts = [fact for fact in _read_facts(own) if len(fact.values) > 1]
-    found = _by_keys(facts, places, repeats) or _by_rank(own, facts, places, repeats)
-    found = found or _by_keys(facts, places, 2 * repeats)
+    facts: list[_Fact] = []
+    found = _by_one_key(own, facts, places, repeats) or _by_keys(facts, places, repeats)
+    found = found or _by_rank(facts, places, repeats) or _by_keys(facts, places, 2 * repeats)
     if found is None:
         raise _repeated(own, places, distances, series_uid)
     codes, names = found
@@ -183,11 +183,6 @@ def _places(frames: Sequence[SourceFrame], series_uid: str) -> tuple[Codes, Floa
     return places, distances
 
 
-def _read_facts(frames: Sequence[SourceFrame]) -> list[_Fact]:
-    facts = [frame.read_facts() for frame in frames]
-    return [_fact(key, [_comparable(key.read(one)) for one in facts]) for key in _KEYS]
-
-
 def _fact(key: _Key, values: Sequence[_Value]) -> _Fact:
     ordered = tuple(sorted(set(values), key=lambda value: (bool(value), len(value), value)))
     numbers = {value: number for number, value in enumerate(ordered)}
@@ -201,6 +196,20 @@ def _comparable(value: float | str | tuple[float, ...] | tuple[str, ...] | None)
     return tuple(round(part, 4) if isinstance(part, float) else part for part in parts)
 
 
+def _by_one_key(
+    frames: Sequence[SourceFrame], facts: list[_Fact], places: Codes, most: int
+) -> tuple[Codes, list[str]] | None:
+    """Read key after key until one is enough; what was read in vain and is not constant goes into `facts`."""
+    for key in _KEYS:
+        fact = _fact(key, [_comparable(key.read(frame.facts)) for frame in frames])
+        if len(fact.values) > 1:
+            facts.append(fact)
+            found = _by_keys([fact], places, most)
+            if found is not None:
+                return found
+    return None
+
+
 def _by_keys(facts: Sequence[_Fact], places: Codes, most: int) -> tuple[Codes, list[str]] | None:
     for count in range(1, LARGEST_KEY_SET + 1):
         for chosen in combinations(facts, count):
@@ -210,15 +219,13 @@ def _by_keys(facts: Sequence[_Fact], places: Codes, most: int) -> tuple[Codes, l
     return None
 
 
-def _by_rank(
-    frames: Sequence[SourceFrame], facts: Sequence[_Fact], places: Codes, repeats: int
-) -> tuple[Codes, list[str]] | None:
-    """Take the k-th plane in time at every position, apart for the values of at most one or two other keys."""
+def _by_rank(facts: Sequence[_Fact], places: Codes, repeats: int) -> tuple[Codes, list[str]] | None:
+    """Take the k-th plane in time at every position, apart for the values of up to two other keys."""
     times = [fact for fact in facts if fact.key.name in _TIMES]
     others = [fact for fact in facts if fact.key.name not in _TIMES]
     for count in range(LARGEST_KEY_SET):
         for chosen in combinations(others, count):
-            groups = _joined(chosen) if chosen else np.zeros(len(frames), np.intp)
+            groups = _joined(chosen) if chosen else np.zeros(len(places), np.intp)
             for time in times:
                 ranks = _ranks(time.codes, groups * (int(places.max()) + 1) + places)
                 codes = _coded(groups * repeats + ranks)

@@ -60,9 +60,10 @@ class Stack:
         """The instances, each once, in the order of their first plane."""
         return tuple({id(frame.ds): frame.ds for frame in self.frames}.values())
 
-    def read_facts(self) -> FrameFacts:
-        """Read what the first plane says of itself: echo time, b-value, phase; read anew at each call."""
-        return self.frames[0].read_facts()
+    @property
+    def facts(self) -> FrameFacts:
+        """What the first plane says of itself: echo time, b-value, phase."""
+        return self.frames[0].facts
 
 
 def read_stacks(datasets: Sequence[Dataset]) -> tuple[Stack, ...]:

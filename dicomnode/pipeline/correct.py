@@ -1,7 +1,8 @@
 """A segmentation came in: recognise it, compare it with our prediction, keep it as a training case."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import numpy as np
@@ -13,6 +14,7 @@ from dicomnode.domain import (
     LabelScore,
     ModelCard,
     Recognition,
+    ResultForm,
     SeriesInstanceUid,
     SeriesState,
     SopInstanceUid,
@@ -22,14 +24,18 @@ from dicomnode.errors import CorrectionError
 from dicomnode.imaging import corrections, seg_read
 from dicomnode.imaging.corrections import Known, Recognised, SentObject
 from dicomnode.imaging.identity import BoolArray
+from dicomnode.imaging.regrid import backed_slices, mask_to_image
 from dicomnode.imaging.seg_read import DecodedSeg
-from dicomnode.imaging.series import SeriesVolume, to_volume
-from dicomnode.pipeline.routing import choose_route
+from dicomnode.imaging.series import SeriesVolume, check_supported, stack_volume
+from dicomnode.imaging.stacks import Stack, read_stacks
+from dicomnode.pipeline.routing import choose
 from dicomnode.pipeline.tools import Tools
-from dicomnode.store.records import CorrectionRecord, ResultRecord
+from dicomnode.store.records import CorrectionRecord, ResultObject, ResultRecord
 
 _UNFINISHED = frozenset({SeriesState.RECEIVING, SeriesState.QUEUED})
 _PAUSE = timedelta(seconds=10)  # until an early correction is looked at again
+_ANY_GAP = sys.maxsize
+"""Missing slices never hinder a correction: what was drawn is on planes that are there."""
 _KEPT = frozenset({Recognition.CORRECTION, Recognition.PROBABLE_CORRECTION, Recognition.ACCEPTED_UNCHANGED})
 
 
@@ -39,7 +45,8 @@ class _Reading:
 
     received: StoredInstance
     ds: Dataset
-    series: SeriesVolume
+    series: SeriesVolume  # of the stack that was segmented
+    stacks: Sequence[Stack]  # all of the series
     card: ModelCard
     results: Sequence[ResultRecord]  # ours of that series, oldest first; the one that stands is the last
     decoded: DecodedSeg
@@ -72,30 +79,30 @@ def ingest_correction(job: Job, tools: Tools) -> None:
     scores: tuple[LabelScore, ...] = ()
     case: Case | None = None
     if _is_kept(found, reading):
-        scores = corrections.compare(
-            prediction,
-            reading.decoded,
-            reading.card,
-            absence_means_empty=tools.corrections.absence_means_empty,
-        )
-        case = _case(reading, prediction, tools)
+        correction = _spoken(reading, found, tools)
+        scores = corrections.compare(prediction, correction, reading.card)
+        case = _case(reading, prediction, correction, tools)
         tools.casebook.add(case)
     tools.store.corrections.record(job, _record(reading, found, scores, case), now=tools.now())
 
 
 def _read(received: StoredInstance, ds: Dataset, source_uid: SeriesInstanceUid, tools: Tools) -> _Reading:
-    """Put the masks of a received segmentation on the grid of the images that it is about."""
-    series = to_volume(tools.spool.read(tools.store.series.instances_of(source_uid)))
+    """Put the masks of a received segmentation on the planes of the images that it is about."""
+    images = tools.spool.read(tools.store.series.instances_of(source_uid))
+    check_supported(images)
+    stacks = read_stacks(images)
+    stack = seg_read.stack_of(ds, stacks)
     results = sorted(tools.store.results.all_for_series(source_uid), key=lambda result: not result.superseded)
-    card = _card(series, results, tools)
+    card = _card(stack, results, tools)
     author = corrections.author(ds, received.sender)
     return _Reading(
         received=received,
         ds=ds,
-        series=series,
+        series=stack_volume(stack, maximum_missing=_ANY_GAP),
+        stacks=stacks,
         card=card,
         results=results,
-        decoded=seg_read.decode(ds, sources=series.sources, card=card),
+        decoded=seg_read.decode(ds, stack=stack, card=card),
         is_trusted=bool({received.sender, author} & set(tools.corrections.trusted_ae_titles)),
     )
 
@@ -115,18 +122,20 @@ def _source_series(ds: Dataset, tools: Tools) -> SeriesInstanceUid:
     return SeriesInstanceUid(named)
 
 
-def _card(series: SeriesVolume, results: Sequence[ResultRecord], tools: Tools) -> ModelCard:
-    """Labels to read by: of the model whose result was corrected, else of the one that takes the series."""
+def _card(stack: Stack, results: Sequence[ResultRecord], tools: Tools) -> ModelCard:
+    """Labels to read by: of the model whose result was corrected, else of the one that takes the stack."""
     if results:
         return tools.shelf.package(results[-1].model_version).card
-    return tools.current_package(choose_route(series, tools.routes).model).card
+    row = tools.store.series.get(stack.series_instance_uid)
+    choice = choose([stack], tools.routes, sender=row.sender if row else "")
+    return tools.current_package(choice.route.model).card
 
 
 def _recognise(reading: _Reading, tools: Tools) -> tuple[Recognised, dict[str, BoolArray]]:
     """What the object is, and the prediction of ours that it is to be compared with."""
     latest = _prediction(reading, reading.results[-1], tools) if reading.results else {}
     known = Known(
-        sent=[_sent(result) for result in reading.results],
+        sent=[sent for result in reading.results for sent in _sent(result, reading.card, tools)],
         prediction=latest,
         model_name=reading.card.name,
         is_trusted_sender=reading.is_trusted,
@@ -139,26 +148,54 @@ def _recognise(reading: _Reading, tools: Tools) -> tuple[Recognised, dict[str, B
 
 
 def _result_of(reading: _Reading, sop_instance_uid: str | None) -> ResultRecord | None:
-    """The result of ours that was corrected; the one that stands where none is named."""
-    named = (result for result in reading.results if result.sop_instance_uid == sop_instance_uid)
-    return next(named, reading.results[-1] if reading.results else None)
+    """The result of ours that was corrected, in whole or in part; the one that stands where none is named."""
+    for result in reading.results:
+        if sop_instance_uid in {one.sop_instance_uid for one in result.objects}:
+            return result
+    return reading.results[-1] if reading.results else None
 
 
 def _prediction(reading: _Reading, result: ResultRecord, tools: Tools) -> dict[str, BoolArray]:
+    """All labels of a result of ours, as it was kept; nothing where it is about another stack."""
     stored = tools.store.series.instance(result.sop_instance_uid)
     if stored is None:
         raise CorrectionError(f"our result {result.sop_instance_uid} is no longer in the spool")
     (ds,) = tools.spool.read([stored])
-    return dict(seg_read.decode(ds, sources=reading.series.sources, card=reading.card).masks)
+    stack = reading.series.stack
+    if seg_read.stack_of(ds, reading.stacks) is not stack:
+        return {}
+    return dict(seg_read.decode(ds, stack=stack, card=reading.card).masks)
 
 
-def _sent(result: ResultRecord) -> SentObject:
-    return SentObject(
-        sop_instance_uid=result.sop_instance_uid,
-        series_instance_uid=result.series_instance_uid,
-        voxels_sha256=result.voxels_sha256,
-        tracking_uids=frozenset(uid for _, uid in result.tracking_uids),
-    )
+def _sent(result: ResultRecord, card: ModelCard, tools: Tools) -> list[SentObject]:
+    """The objects of one result that hold voxels, the whole before its parts."""
+    parts = [one for one in result.objects if one.form is ResultForm.SEG]
+    sent = []
+    for one in result.objects:
+        if one.voxels_sha256 is None:
+            continue
+        is_part = len(parts) > 1 and one in parts
+        labels = _labels_of(one, tools) if is_part else {segment.label for segment in card.segments}
+        sent.append(
+            SentObject(
+                sop_instance_uid=one.sop_instance_uid,
+                series_instance_uid=one.series_instance_uid,
+                voxels_sha256=one.voxels_sha256,
+                labels=frozenset(labels),
+                tracking_uids=frozenset(uid for label, uid in result.tracking_uids if label in labels),
+            )
+        )
+    return sent
+
+
+def _labels_of(part: ResultObject, tools: Tools) -> set[str]:
+    """The labels of one part of a result; none where the part is gone."""
+    stored = tools.store.series.instance(part.sop_instance_uid)
+    return {
+        str(item.SegmentLabel)
+        for ds in tools.spool.read([stored] if stored else [])
+        for item in ds.SegmentSequence
+    }
 
 
 def _is_kept(found: Recognised, reading: _Reading) -> bool:
@@ -168,18 +205,30 @@ def _is_kept(found: Recognised, reading: _Reading) -> bool:
     return found.kind in _KEPT or (found.kind is Recognition.NEW_ANNOTATION and reading.is_trusted)
 
 
-def _case(reading: _Reading, prediction: dict[str, BoolArray], tools: Tools) -> Case:
-    """Image, labels and what of them was reviewed, without anything that names the patient."""
-    absence = tools.corrections.absence_means_empty
-    first = reading.series.sources[0]
+def _spoken(reading: _Reading, found: Recognised, tools: Tools) -> DecodedSeg:
+    """What the reader's object says of our labels, as this site reads the labels that it does not list."""
+    if not tools.corrections.absence_means_empty:
+        return reading.decoded
+    return corrections.with_absent_emptied(reading.decoded, reading.card, corrects=found.corrects)
+
+
+def _case(
+    reading: _Reading, prediction: Mapping[str, BoolArray], correction: DecodedSeg, tools: Tools
+) -> Case:
+    """Image, labels and what of them was reviewed, without anything that names the patient.
+
+    All on the grid of the image. Slices of it that nobody received are interpolated; they weigh nothing.
+    """
+    stack = reading.series.stack
+    first = stack.first
     patient_key = tools.casebook.patient_key(
         str(first.get("PatientID", "") or ""),
         str(first.get("IssuerOfPatientID", "") or ""),
         study_instance_uid=str(first.StudyInstanceUID),
     )
-    weights = corrections.reviewed_weights(
-        prediction, reading.decoded, reading.card, absence_means_empty=absence
-    )
+    ours = {label: mask_to_image(mask, stack) for label, mask in prediction.items()}
+    theirs = _on_image(correction, stack)
+    weights = corrections.reviewed_weights(ours, theirs, reading.card) * backed_slices(stack)
     known = [row for row, _ in enumerate(reading.card.segments) if weights[row].any()]
     return Case(
         case_id=tools.casebook.case_id(reading.source_uid),
@@ -188,14 +237,18 @@ def _case(reading: _Reading, prediction: dict[str, BoolArray], tools: Tools) -> 
         model_name=reading.card.name,
         image=np.asarray(reading.series.image.array, dtype=np.float32),
         affine=np.asarray(reading.series.image.affine, dtype=np.float64),
-        labels=corrections.correction_labels(
-            prediction, reading.decoded, reading.card, absence_means_empty=absence
-        ),
+        labels=corrections.correction_labels(ours, theirs, reading.card),
         reviewed=weights[known],
         labels_known=tuple(reading.card.segments[row].label for row in known),
         source_digest=tools.store.series.revision_digest(reading.source_uid),
         created_at=reading.received.received_at,
     )
+
+
+def _on_image(decoded: DecodedSeg, stack: Stack) -> DecodedSeg:
+    """Bring the labels of a segmentation from the planes of a stack to the grid of its image."""
+    masks = {label: mask_to_image(mask, stack) for label, mask in decoded.masks.items()}
+    return replace(decoded, shape=stack.grid.shape, masks=masks, unmapped={})
 
 
 def _record(

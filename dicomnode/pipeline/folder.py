@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
@@ -26,6 +26,7 @@ from dicomnode.pipeline.forms import EncodedObject
 from dicomnode.pipeline.segment import route, segment
 from dicomnode.pipeline.tools import Stopwatch
 from dicomnode.settings import RouteSettings
+from dicomnode.spool import read_part_10
 
 _NO_DICOM = (
     *UNREADABLE,
@@ -82,7 +83,7 @@ def read_series(folder: Path) -> dict[str, list[Dataset]]:
     found: dict[str, dict[str, Dataset]] = defaultdict(dict)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
-            ds = dcmread(path, defer_size=1024)
+            ds = read_part_10(path)
             is_image = "SeriesInstanceUID" in ds and "Rows" in ds and "SegmentSequence" not in ds
         except _NO_DICOM:
             continue
@@ -103,9 +104,7 @@ def _segment_one(uid: str, datasets: Sequence[Dataset], out: Path, work: FolderW
         return _not_segmented(uid, str(error))
     found = made.findings
     run = Run(created_at=work.now, revision=_revision(datasets))
-    encoded = [
-        one for one in forms.encode(found, run=run, wanted={"here": work.results}) if one.destinations
-    ]
+    encoded = [one for one in forms.encode(found, run=run, wanted={"here": work.results}) if one.destinations]
     watch.lap("write results")
     objects = _write(uid, encoded, out)
     picture_path = out / f"{uid}.png"

@@ -17,10 +17,10 @@ from dicomnode.settings import RouteSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one route says to one stack."""
+    """What one route says to the stacks of a series to which it says the same."""
 
     route: str
-    stack: str
+    stacks: tuple[str, ...]  # their names; "" is the only stack of its series
     objection: str | None  # None: takes it
 
 
@@ -130,12 +130,19 @@ def _plan(
         series_description=attributes.text(first, "SeriesDescription"),
         instances=len(datasets),
         stacks=tuple(facts_of(stack, stacks=len(reading.stacks)) for stack in reading.stacks),
-        answers=tuple(
-            Answer(route=one.route.name, stack=one.facts.stack, objection=one.objection)
-            for one in reading.considered
-        ),
+        answers=_answers(reading.considered),
         taken=_taken(choice, destinations) if choice is not None and is_best else None,
         reason=reading.fault or why or ("" if choice else "no route takes it"),
+    )
+
+
+def _answers(considered: Sequence[Verdict]) -> tuple[Answer, ...]:
+    stacks: dict[tuple[str, str | None], list[str]] = {}
+    for one in considered:
+        stacks.setdefault((one.route.name, one.objection), []).append(one.facts.stack)
+    return tuple(
+        Answer(route=route, stacks=tuple(names), objection=objection)
+        for (route, objection), names in stacks.items()
     )
 
 

@@ -20,9 +20,9 @@ from dicomnode.settings import RouteSettings
 _NUMBERS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
 _NO_TEXT = frozenset({"AT", "OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN"})
 # Whatever may name a patient is compared but not repeated: groups of patients, visits and requests.
-_PRIVATE_GROUPS = frozenset({0x0010, 0x0012, 0x0032, 0x0038, 0x0040})
-_PRIVATE_KINDS = frozenset({"DA", "DT", "PN", "TM", "UI"})
-_PRIVATE = frozenset({"AccessionNumber", "StudyID", "ImageComments", "DeviceSerialNumber"})
+_CONFIDENTIAL_GROUPS = frozenset({0x0010, 0x0012, 0x0032, 0x0038, 0x0040})
+_CONFIDENTIAL_KINDS = frozenset({"DA", "DT", "LT", "PN", "ST", "TM", "UC", "UI", "UT"})  # free text, too
+_CONFIDENTIAL = frozenset({"AccessionNumber", "StudyID", "ImageComments", "DeviceSerialNumber"})
 _STACKS_NAMED = 3
 
 Uid = TypeVar("Uid", bound=str)
@@ -158,7 +158,7 @@ def objection(stack: Stack, facts: Facts, route: RouteSettings, *, sender: str) 
         *_objections_to_size(facts, where),
         _to_text("sender", sender, where.sender, absent="unknown"),
         *(_to_attribute(stack, keyword, wanted) for keyword, wanted in where.attributes.items()),
-        _to_gaps(facts, route.maximum_missing_slices),
+        stack.refusal or _to_gaps(facts, route.maximum_missing_slices),
     )
     return next((words for words in objections if words), None)
 
@@ -230,7 +230,7 @@ def _to_texts(
 def _to_attribute(stack: Stack, keyword: str, wanted: Sequence[str] | Range) -> str | None:
     """Hold an attribute of the first slice against its condition; every value must lie in a range."""
     ds = holder(stack.frames[0], keyword)
-    is_shown = not _is_private(keyword)
+    is_shown = not _is_confidential(keyword)
     if not isinstance(wanted, Range):
         return _to_texts(keyword, attributes.texts(ds, keyword), wanted, is_shown=is_shown)
     values = attributes.numbers(ds, keyword)
@@ -240,12 +240,12 @@ def _to_attribute(stack: Stack, keyword: str, wanted: Sequence[str] | Range) -> 
     return f"{keyword} is {shown if is_shown else 'not shown here'}, {wanted.in_words()} wanted"
 
 
-def _is_private(keyword: str) -> bool:
+def _is_confidential(keyword: str) -> bool:
     """Answer whether the value of an attribute may tell who a patient is."""
     tag = tag_for_keyword(keyword)
-    if tag is None or keyword in _PRIVATE:
+    if tag is None or keyword in _CONFIDENTIAL:
         return True
-    return Tag(tag).group in _PRIVATE_GROUPS or dictionary_VR(tag) in _PRIVATE_KINDS
+    return Tag(tag).group in _CONFIDENTIAL_GROUPS or dictionary_VR(tag) in _CONFIDENTIAL_KINDS
 
 
 def _attribute_fault(keyword: str, wanted: Sequence[str] | Range) -> str | None:
@@ -286,13 +286,14 @@ def _refusals(considered: Sequence[Verdict]) -> str:
         its = by_route.setdefault(one.route.name, {}).setdefault(str(one.objection), [])
         its.append(one.facts.stack)
     lines = (
-        f"route {name!r}: " + ", ".join(f"{_stacks(stacks)}{words}" for words, stacks in reasons.items())
+        f"route {name!r}: " + ", ".join(f"{name_stacks(stacks)}{words}" for words, stacks in reasons.items())
         for name, reasons in by_route.items()
     )
     return "; ".join(lines) or "no route is configured"
 
 
-def _stacks(names: Sequence[str]) -> str:
+def name_stacks(names: Sequence[str]) -> str:
+    """Put the names of stacks before what is said of them; "" where a series has the one."""
     named = [name for name in names if name]
     if not named:
         return ""

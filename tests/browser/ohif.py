@@ -37,6 +37,11 @@ OPENED = """() => {
   const { segmentationService, viewportGridService } = window.services;
   return segmentationService.getSegmentationRepresentations(viewportGridService.getActiveViewportId()).length > 0;
 }"""
+HOLDS = """(number) => {
+  const { displaySetService, viewportGridService } = window.services;
+  return viewportGridService.getDisplaySetsUIDsForViewport(viewportGridService.getActiveViewportId())
+    .some(uid => Number(displaySetService.getDisplaySetByUID(uid).SeriesNumber) === number);
+}"""
 VIEWPORT = """const id = window.services.viewportGridService.getActiveViewportId();
   const viewport = window.services.cornerstoneViewportService.getCornerstoneViewport(id);"""
 SEGMENTS = f"""() => {{
@@ -52,6 +57,7 @@ SEGMENTS = f"""() => {{
 }}"""
 MASKS = """() => window.services.segmentationService.getSegmentations().flatMap(segmentation => {
   const labelmap = segmentation.representationData.Labelmap;
+  if (!labelmap) return [];  // contours
   const layers = labelmap.labelmaps ? Object.values(labelmap.labelmaps) : [labelmap];
   return layers.flatMap(layer => layer.imageIds).map(imageId => {
     const image = window.cornerstone.cache.getImage(imageId);
@@ -121,6 +127,12 @@ class Viewer:
         self.page.get_by_role("button", name="Yes", exact=True).click()
         self.page.wait_for_function(OPENED)
         self.wait_until_drawn()
+
+    def open_series(self, series_number: int) -> None:
+        """Double-click a series in the list, and wait until the active viewport holds it."""
+        self._row(series_number).dblclick()
+        self.page.wait_for_function(HOLDS, arg=series_number)
+        self.page.evaluate(PAINTED)
 
     def segments(self) -> tuple[Shown, ...]:
         """The segments of what is open, in the viewer's order."""

@@ -8,22 +8,41 @@ from highdicom import Volume
 from numpy.typing import NDArray
 from pydicom import dcmread
 
-from dicomnode.imaging.series import SeriesVolume, to_volume
+from dicomnode.domain import ModelCard
+from dicomnode.imaging.findings import Findings, measure
+from dicomnode.imaging.series import SeriesVolume, stack_volume, to_volume
+from dicomnode.imaging.stacks import read_stacks
 from tests.imaging_builders import make_series, make_volume
 
 HIPPOCAMPUS_STUDIES = ("Study1", "Study2", "Study3")
 OBLIQUE = np.array([[0.6, 0.0, 0.8], [0.8, 0.0, -0.6], [0.0, -1.0, 0.0]])
+FOLDERS = {
+    **{name: f"hippocampus_dicom/{name}" for name in HIPPOCAMPUS_STUDIES},
+    "pet": "studies/acrin_nsclc_petct/317561081015",
+    "ge": "ge_mprage/GE_Pioneer_T1",
+    "prostate axial": "studies/prostatex_0207/015689445322",
+    "prostate sagittal": "studies/prostatex_0207/650592350501",
+    "prostate coronal": "studies/prostatex_0207/025223370792",
+}
+ENHANCED = {  # multi-frame files, and which of their stacks
+    "enhanced axial": ("enhanced/nema/BRTUM001", 0),
+    "enhanced of many types": ("enhanced/dcm_qa_enh/In/Philips/IM_0027_fMAP.dcm", 1),
+}
+NAMES = (*FOLDERS, *ENHANCED, "made")
 
 
 def read_series(folder: Path) -> SeriesVolume:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".txt")
     return to_volume([dcmread(path) for path in files])
 
 
 def series_named(name: str, data_dir: Path) -> SeriesVolume:
-    """One of the hippocampus series, or `made`: an oblique series of our own writer."""
-    if name != "made":
-        return read_series(data_dir / "hippocampus_dicom" / name)
+    """One of the real series, or `made`: an oblique series of our own writer."""
+    if name in FOLDERS:
+        return read_series(data_dir / FOLDERS[name])
+    if name in ENHANCED:
+        path, index = ENHANCED[name]
+        return stack_volume(read_stacks([dcmread(data_dir / path)])[index])
     values = np.random.default_rng(5).integers(0, 900, (7, 12, 10)).astype(np.uint16)
     return to_volume(make_series(make_volume(values, axes=OBLIQUE, spacing_mm=(3.3, 0.9, 0.7))))
 
@@ -39,15 +58,23 @@ def blobs(image: Volume) -> Volume:
     return image.with_array(labels)
 
 
-def on_grid(picture: SimpleITK.Image, image: Volume) -> NDArray[np.bool_]:
-    """The non-zero voxels of an ITK image, carried through patient space onto the grid of a volume."""
+def blobs_in(series: SeriesVolume, card: ModelCard) -> Findings:
+    """What a model would have found, had it found the `blobs`."""
+    return measure(blobs(series.image), series=series, card=card)
+
+
+def on_grid(picture: SimpleITK.Image, image: Volume, value: int | None = None) -> NDArray[np.bool_]:
+    """The voxels of an ITK image with a value (None: not 0), carried through patient space onto a grid."""
+    array = SimpleITK.GetArrayFromImage(picture)
+    indices = np.argwhere(array != 0 if value is None else array == value)[:, ::-1]
+    spacing, origin = np.array(picture.GetSpacing()), np.array(picture.GetOrigin())
+    direction = np.array(picture.GetDirection()).reshape(3, 3)
+    points = origin + (indices * spacing) @ direction.T
+    found = np.hstack([points, np.ones((len(points), 1))]) @ np.linalg.inv(image.affine).T[:, :3]
+    rounded = np.rint(found).astype(int)
+    assert not found.size or np.abs(found - rounded).max() < 0.05
     mask = np.zeros(image.shape, bool)
-    for x, y, z in np.argwhere(SimpleITK.GetArrayFromImage(picture) > 0)[:, ::-1].tolist():
-        point = picture.TransformIndexToPhysicalPoint((x, y, z))
-        index = (np.linalg.inv(image.affine) @ [*point, 1])[:3]
-        rounded = np.rint(index).astype(int)
-        assert np.abs(index - rounded).max() < 0.05
-        mask[tuple(rounded)] = True
+    mask[tuple(rounded.T)] = True
     return mask
 
 

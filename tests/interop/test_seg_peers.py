@@ -13,22 +13,36 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from dicomnode.imaging import seg_read, seg_write
+from dicomnode.imaging.findings import measure
 from dicomnode.imaging.identity import voxels_sha256
-from tests.imaging_builders import NOW, make_card
-from tests.interop.seg_cases import HIPPOCAMPUS_STUDIES, blobs, on_grid, series_named, to_itk
+from tests.imaging_builders import make_card
+from tests.interop.seg_cases import (
+    HIPPOCAMPUS_STUDIES,
+    NAMES,
+    blobs,
+    blobs_in,
+    on_grid,
+    series_named,
+    to_itk,
+)
+from tests.seg_builders import RUN, encoded_forms
 
 CARD = make_card()
-NAMES = [*HIPPOCAMPUS_STUDIES, "made"]
+OWN_SERIES = [*HIPPOCAMPUS_STUDIES, "made"]
 
 
-@pytest.fixture(params=NAMES)
+def case_of(series, tmp_path):
+    findings = blobs_in(series, CARD)
+    paths = {}
+    for form, ds in encoded_forms(findings).items():
+        paths[form] = tmp_path / f"{form}.dcm"
+        ds.save_as(paths[form], enforce_file_format=True)
+    return SimpleNamespace(series=series, labels=blobs(series.image), findings=findings, paths=paths)
+
+
+@pytest.fixture(params=OWN_SERIES)
 def case(request, data_dir, tmp_path):
-    series = series_named(request.param, data_dir)
-    labels = blobs(series.image)
-    encoded = seg_write.encode(labels, sources=series.sources, card=CARD, created_at=NOW)
-    path = tmp_path / "ours.dcm"
-    encoded.ds.save_as(path, enforce_file_format=True)
-    return SimpleNamespace(series=series, labels=labels, encoded=encoded, path=path)
+    return case_of(series_named(request.param, data_dir), tmp_path)
 
 
 def masks_of(case):
@@ -38,7 +52,7 @@ def masks_of(case):
 def assert_exact(decoded, case):
     for label, mask in masks_of(case).items():
         np.testing.assert_array_equal(decoded.masks[label], mask)
-    assert voxels_sha256(decoded.masks) == case.encoded.voxels_sha256
+    assert voxels_sha256(decoded.masks) == case.findings.voxels_sha256
 
 
 def run(program, *arguments):
@@ -46,21 +60,52 @@ def run(program, *arguments):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-def test_highdicom_reads_our_labels_on_the_image_grid(case):
-    volume = hd.seg.segread(case.path).get_volume(combine_segments=True).match_geometry(case.series.image)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["binary", "label map"])
+def test_highdicom_reads_our_labels_on_the_image_grid(name, form, data_dir, tmp_path):
+    case = case_of(series_named(name, data_dir), tmp_path)
+    seg = hd.seg.segread(case.paths[form])
+
+    volume = seg.get_volume(combine_segments=True).match_geometry(case.series.image)
 
     np.testing.assert_array_equal(volume.array, case.labels.array)
 
 
-def test_dcmqi_reads_our_labels_at_their_place(case, need_program, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["binary", "label map"])
+def test_dcmqi_reads_our_labels_at_their_place(name, form, data_dir, need_program, tmp_path):
+    case = case_of(series_named(name, data_dir), tmp_path)
     run(
         need_program("segimage2itkimage"),
-        "--inputDICOM", case.path, "--outputDirectory", tmp_path, "--prefix", "out",
+        "--inputDICOM", case.paths[form], "--outputDirectory", tmp_path, "--prefix", "out",
     )  # fmt: skip
 
+    pictures = sorted(tmp_path.glob("out-*.nrrd"))
+    assert len(pictures) == (2 if form == "binary" else 1)
     for number, mask in enumerate(masks_of(case).values(), 1):
-        picture = SimpleITK.ReadImage(tmp_path / f"out-{number}.nrrd")
-        np.testing.assert_array_equal(on_grid(picture, case.series.image), mask)
+        picture = SimpleITK.ReadImage(pictures[number - 1 if form == "binary" else 0])
+        value = 1 if form == "binary" else number
+        found = on_grid(picture, case.series.image, None if form == "binary" else value)
+        np.testing.assert_array_equal(found, mask)
+    listed = json.loads((tmp_path / "out-meta.json").read_text())["segmentAttributes"]
+    names = [segment["SegmentLabel"] for group in listed for segment in group]
+    assert names == [segment.label for segment in CARD.segments]
+
+
+def test_an_empty_label_map_is_read_as_such(data_dir, need_program, tmp_path):
+    series = series_named("Study1", data_dir)
+    nothing = series.image.with_array(np.zeros(series.image.shape, np.uint8))
+    findings = measure(nothing, series=series, card=CARD)
+    path = tmp_path / "empty.dcm"
+    seg_write.encode_label_map(findings, run=RUN).save_as(path, enforce_file_format=True)
+    program = need_program("segimage2itkimage")
+
+    run(program, "--inputDICOM", path, "--outputDirectory", tmp_path, "--prefix", "out")
+
+    pictures = [SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(p)) for p in tmp_path.glob("out-*.nrrd")]
+    assert not any(picture.any() for picture in pictures)
+    assert not hd.seg.segread(path).pixel_array.any()
+    assert seg_read.decode(dcmread(path), stack=series.stack, card=CARD).masks == {}
 
 
 @pytest.mark.parametrize("form", ["binary", "labelmap"])
@@ -79,9 +124,7 @@ def test_a_correction_made_with_dcmqi_is_read_exactly(case, form, compress, need
         "--skip", "1", "--segmentationType", form, "--compress", compress,
     )  # fmt: skip
 
-    assert_exact(
-        seg_read.decode(dcmread(tmp_path / "theirs.dcm"), sources=case.series.sources, card=CARD), case
-    )
+    assert_exact(seg_read.decode(dcmread(tmp_path / "theirs.dcm"), stack=case.series.stack, card=CARD), case)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +164,7 @@ def test_a_correction_made_with_highdicom_is_read_exactly(case, form, syntax, tm
     )
     seg.save_as(tmp_path / "theirs.dcm")
 
-    assert_exact(
-        seg_read.decode(dcmread(tmp_path / "theirs.dcm"), sources=case.series.sources, card=CARD), case
-    )
+    assert_exact(seg_read.decode(dcmread(tmp_path / "theirs.dcm"), stack=case.series.stack, card=CARD), case)
 
 
 def complete(source):

@@ -23,7 +23,7 @@ def voxels_stored(ds):
 
 
 def decode(path, series, *labels):
-    return seg_read.decode(dcmread(path), sources=series.sources, card=make_card(labels))
+    return seg_read.decode(dcmread(path), stack=series.stack, card=make_card(labels))
 
 
 def test_the_liver_of_dcmqi_is_its_truth_voxel_by_voxel(objects):
@@ -114,7 +114,7 @@ def test_segmentations_of_a_public_pet_study_are_read_on_their_series(data_dir):
         ds = dcmread(path)
         names = [segment.SegmentLabel for segment in ds.SegmentSequence]
 
-        decoded = seg_read.decode(ds, sources=series.sources, card=make_card(names))
+        decoded = seg_read.decode(ds, stack=series.stack, card=make_card(names))
 
         assert set(decoded.masks) == set(names)
         assert sum(mask.sum() for mask in decoded.masks.values()) == voxels_stored(ds)

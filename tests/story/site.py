@@ -123,7 +123,7 @@ def write_config(
     config = folder / "node.toml"
     peers = "".join(
         f'[[destinations]]\nname = "{d.name}"\nae_title = "{d.ae_title}"\n'
-        f'host = "{d.host}"\nport = {d.port}\n'
+        f'host = "{d.host}"\nport = {d.port}\nresults = {json.dumps(list(d.results))}\n'
         for d in destinations
     )
     config.write_text(

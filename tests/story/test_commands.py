@@ -15,8 +15,8 @@ from pydicom import Dataset, dcmread
 
 from dicomnode import __version__, weights
 from dicomnode.__main__ import app
-from dicomnode.domain import Destination, JobKind, JobState, ModelOrigin, ModelState
-from dicomnode.errors import InputError, ModelFormatError
+from dicomnode.domain import Destination, JobKind, JobState, ModelOrigin, ModelState, ResultForm
+from dicomnode.errors import ConfigError, InputError, ModelFormatError
 from dicomnode.ml import package
 from dicomnode.ml.shelf import ModelShelf
 from dicomnode.node import prepare
@@ -123,6 +123,7 @@ def test_check_finds_a_new_site_sound(site: Site) -> None:
     assert "is free" in found["DICOM port"]["finding"]
     assert "loads on cpu" in found["model hippocampus"]["finding"]
     assert "none configured" in found["destinations"]["finding"]
+    assert found["routes"]["finding"] == "hippocampus → hippocampus"
     assert ask(site, "check").exit_code == 0
 
 
@@ -201,6 +202,89 @@ def test_a_folder_without_dicom_ends_with_status_1_and_one_line(site: Site, tmp_
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.strip() == f"error: {tmp_path / 'images'}: no DICOM image in this folder or below it"
+
+
+def test_routes_are_tried_on_a_folder_without_doing_anything(tmp_path: Path) -> None:
+    pacs = Destination(
+        name="pacs", ae_title="PACS", host="127.0.0.1", port=104, results=(ResultForm.SEG, ResultForm.SR)
+    )
+    site = write_config(tmp_path / "node", port=11112, web_port=8080, destinations=[pacs])
+    good = write_series(tmp_path / "images" / "good")
+    short = write_series(tmp_path / "images" / "short", seed=1, slices=5)
+
+    done = ask(site, "routes", "test", str(tmp_path / "images"), "--json")
+
+    assert done.exit_code == 0
+    found = {one["series_instance_uid"]: one for one in json.loads(done.stdout)}
+    assert set(found) == {good.series_instance_uid, short.series_instance_uid}
+    taken = found[good.series_instance_uid]
+    assert taken["taken"]["model"] == "hippocampus"
+    assert taken["taken"]["destinations"] == [["pacs", ["seg", "sr"]]]
+    assert (taken["stacks"][0]["plane"], taken["stacks"][0]["kind"]) == ("axial", "image")
+    refused = found[short.series_instance_uid]
+    assert refused["taken"] is None
+    assert refused["answers"] == [
+        {"route": "hippocampus", "stacks": [""], "objection": "5 slices, at least 16 wanted"}
+    ]
+    assert not site.settings.node.data_dir.exists()
+
+
+def test_what_routes_do_is_told_in_words_without_the_name_of_a_patient(site: Site, tmp_path: Path) -> None:
+    def name(ds: Dataset) -> None:
+        ds.PatientName, ds.PatientID, ds.PatientBirthDate = "SECRET^NAME", "SECRET-7", "19010203"
+        ds.SeriesDescription = "T1 [mm] left"
+
+    series = write_series(tmp_path / "images", change=name)
+
+    done = ask(site, "routes", "test", str(tmp_path / "images"))
+
+    assert done.exit_code == 0
+    said = " ".join(done.stdout.replace("│", " ").split())
+    assert series.series_instance_uid in said
+    assert "T1 [mm] left" in said
+    assert "MR, axial" in said
+    assert "taken by route hippocampus: model hippocampus, routine; no destination is configured" in said
+    assert "SECRET" not in said
+    assert "19010203" not in said
+
+
+def test_routes_that_take_nothing_of_a_folder_end_with_status_1(site: Site, tmp_path: Path) -> None:
+    write_series(tmp_path / "images", slices=5)
+
+    done = ask(site, "routes", "test", str(tmp_path / "images"))
+
+    assert done.exit_code == 1
+    assert "not taken: no route takes it" in done.stdout
+    assert "5 slices, at least 16 wanted" in done.stdout
+
+
+def test_a_route_for_one_sender_is_tried_as_that_sender(tmp_path: Path) -> None:
+    only = '[[routes]]\nname = "one"\nmodel = "hippocampus"\nwhere = { sender = ["MR?"] }\n'
+    site = write_config(tmp_path / "node", port=11112, web_port=8080, routes=only)
+    write_series(tmp_path / "images")
+    words = ("routes", "test", str(tmp_path / "images"))
+
+    assert ask(site, *words, "--sender", "mr1").exit_code == 0
+    nobody = ask(site, *words)
+    assert nobody.exit_code == 1
+    assert "sender is unknown, wanted MR?" in nobody.stdout
+
+
+def test_a_route_that_asks_for_what_dicom_has_not_is_named_by_every_command_that_tries_it(
+    tmp_path: Path,
+) -> None:
+    where = 'where = { attributes = { SeriesDescripton = ["*"] } }'
+    odd = f'[[routes]]\nname = "odd"\nmodel = "hippocampus"\n{where}\n'
+    site = write_config(tmp_path / "node", port=take_free_port(), web_port=take_free_port(), routes=odd)
+    write_series(tmp_path / "images")
+
+    done = ask(site, "routes", "test", str(tmp_path / "images"))
+    found = {one["what"]: one for one in json.loads(ask(site, "check", "--json").stdout)}
+
+    assert isinstance(done.exception, ConfigError)
+    assert 'did you mean "SeriesDescription"?' in str(done.exception)
+    assert found["routes"]["is_sound"] is False
+    assert "routes[0].where.attributes.SeriesDescripton (route 'odd')" in found["routes"]["finding"]
 
 
 def test_versions_are_listed_newest_first_and_shown(with_two_versions: tuple[Site, str, str]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from datetime import time
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dicomnode.conditions import Range
 from dicomnode.configfile import Key, Section, keys
-from dicomnode.domain import Destination
+from dicomnode.domain import Destination, ImageKind, Plane, ResultForm
 from dicomnode.errors import ConfigError
 from dicomnode.settings import (
     AggregatorSettings,
     NodeSettings,
+    RouteSettings,
     TrainingSettings,
+    WorkSettings,
     load_aggregator_settings,
     load_node_settings,
     shipped_models_folder,
@@ -65,12 +68,14 @@ def test_the_aggregator_file_in_the_repository_holds_the_embedded_defaults() -> 
 @pytest.mark.parametrize(("model", "name"), [(NodeSettings, "node"), (AggregatorSettings, "aggregator")])
 def test_the_files_in_the_repository_show_every_key(model: type[Section], name: str) -> None:
     text = (CONFIG / f"{name}.toml").read_text(encoding="utf-8")
-    text = re.sub(r"^# (\[\[destinations]]|(name|ae_title|host|port) = )", r"\1", text, flags=re.MULTILINE)
+    text = re.sub(r"^# (\[\[destinations]]|\w+ = )", r"\1", text, flags=re.MULTILINE)
     content = tomllib.loads(text)
     for key in keys(model):
-        section, _, last = key.name.rpartition(".")
-        table = content[section.removesuffix("[]")]
-        assert last in (table[0] if isinstance(table, list) else table), key.name
+        table = content
+        for part in key.name.split("."):
+            assert part.removesuffix("[]") in table, key.name
+            inner = table[part.removesuffix("[]")]
+            table = inner[0] if part.endswith("[]") else inner
 
 
 def test_the_configurations_that_the_documents_show_can_be_used(tmp_path: Path) -> None:
@@ -110,7 +115,7 @@ def test_an_unknown_key_like_nothing_gets_the_list_of_sections(tmp_path: Path) -
 
 def test_an_unknown_key_in_a_list_of_tables_carries_its_index(tmp_path: Path) -> None:
     said = complaint(tmp_path, '[[routes]]\nname = "a"\nmodel = "b"\nmodallity = ["MR"]\n')
-    assert said == 'node.toml: unknown key "routes[0].modallity"; did you mean "routes[0].modality"?'
+    assert said == 'node.toml: unknown key "routes[0].modallity"; did you mean "routes[0].where.modality"?'
 
 
 def test_all_faults_of_a_file_are_reported_together(tmp_path: Path) -> None:
@@ -132,12 +137,104 @@ def test_all_faults_of_a_file_are_reported_together(tmp_path: Path) -> None:
         ('[federation]\nurl = "http://x"\n', 'federation.url is "http://x"; allowed: an https:// URL'),
         ("scp = 3\n", '"scp" is a section: write it as [scp] with keys below it'),
         ('[[routes]]\nname = "a"\n', '"routes[0].model" is missing; allowed: 1 to 64 letters'),
+        ('[work]\noff_peak = "8-10"\n', 'work.off_peak is "8-10"; allowed: two times of day such as'),
     ],
 )
 def test_a_value_that_is_not_allowed_is_answered_with_what_is(
     tmp_path: Path, text: str, expected: str
 ) -> None:
     assert complaint(tmp_path, text).startswith(f"node.toml: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("slices = { min = 20, max = 10 }", "where.slices: min 20 is above max 10; nothing would fit"),
+        ("slices = { min = 0 }", "where.slices: a stack has at least 1 slice"),
+        ("extent_mm = {}", "where.extent_mm: a range was expected: { min = 1, max = 2 }"),
+        ("extent_mm = { mim = 1 }", "where.extent_mm: a range was expected"),
+        ("extent_mm = 90", "where.extent_mm: a range was expected"),
+        ('extent_mm = { max = "90" }', "where.extent_mm: min and max of a range must be numbers"),
+        ("extent_mm = { max = true }", "where.extent_mm: min and max of a range must be numbers"),
+        ("modality = 3", "where.modality is 3; allowed: a list of texts in quotes"),
+        (
+            'kind = ["picture"]',
+            'where.kind[0] is "picture"; allowed: a list; each item: "image" or "localizer"',
+        ),
+        ('plane = ["tra"]', 'where.plane[0] is "tra"; allowed: a list; each item: "axial" or "coronal"'),
+        ("contrast = 1", "where.contrast is 1; allowed: true or false"),
+        ("attributes = { EchoTime = {} }", "where.attributes: EchoTime: a range was expected"),
+        ("attributes = { EchoTime = [] }", "where.attributes: EchoTime: a list of at least one text"),
+        ("attributes = { EchoTime = [3] }", "where.attributes: EchoTime: a list of at least one text"),
+        ("attributes = []", "where.attributes: a table was expected"),
+    ],
+)
+def test_a_condition_that_cannot_be_is_refused_with_its_route_and_key(
+    tmp_path: Path, line: str, expected: str
+) -> None:
+    said = complaint(tmp_path, f'[[routes]]\nname = "a"\nmodel = "b"\n[routes.where]\n{line}\n')
+    assert said.startswith(f"node.toml: routes[0].{expected}")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('priority = "low"', 'routes[0].priority is "low"; allowed: "urgent" or "routine" or "off-peak"'),
+        ('prefer = ["nicest"]', 'routes[0].prefer[0] is "nicest"; allowed: a list; each item: "fewest_'),
+        ('prefer = ["most_slices", "most_slices"]', 'routes[0].prefer: "most_slices" is there twice'),
+        ("maximum_missing_slices = -1", "routes[0].maximum_missing_slices is -1; allowed: a whole number"),
+    ],
+)
+def test_a_route_holds_only_what_is_known(tmp_path: Path, line: str, expected: str) -> None:
+    assert complaint(tmp_path, TWO_PEERS.format(route=line)).startswith(f"node.toml: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        ('["segg"]', 'destinations[1].results[0] is "segg"; allowed: a list, not empty; each item: "seg"'),
+        ("[]", "destinations[1].results is []; allowed: a list, not empty"),
+        ('["sr", "sr"]', 'destinations[1].results: "sr" is there twice'),
+    ],
+)
+def test_a_destination_gets_known_forms_of_results_each_once(
+    tmp_path: Path, results: str, expected: str
+) -> None:
+    said = complaint(tmp_path, f"{TWO_PEERS.format(route='')}results = {results}\n")
+    assert said.startswith(f"node.toml: {expected}")
+
+
+def test_a_destination_gets_the_forms_that_it_asks_for_and_a_segmentation_by_default(tmp_path: Path) -> None:
+    text = f'{TWO_PEERS.format(route="")}results = ["labelmap", "sr"]\n'
+    settings = load_node_settings(written(tmp_path, text))
+    assert settings.destination("pacs").results == (ResultForm.SEG,)
+    assert settings.destination("archive").results == (ResultForm.LABEL_MAP, ResultForm.SR)
+
+
+def test_every_form_of_result_is_named_where_a_wrong_one_was_written(tmp_path: Path) -> None:
+    said = complaint(tmp_path, f'{TWO_PEERS.format(route="")}results = ["x"]\n')
+    assert [form for form in ResultForm if f'"{form}"' not in said] == []
+
+
+def test_conditions_are_read_as_they_are_written(tmp_path: Path) -> None:
+    lines = """[routes.where]
+        kind = ["image", "map"]
+        plane = ["axial"]
+        contrast = false
+        extent_mm = { max = 300 }
+        [routes.where.attributes]
+        SeriesDescription = ["*T1*", "!*LOC*"]
+        EchoTime = { min = 2.5 }
+    """
+    where = load_node_settings(written(tmp_path, TWO_PEERS.format(route=lines))).routes[0].where
+    assert (where.kind, where.plane) == ((ImageKind.IMAGE, ImageKind.MAP), (Plane.AXIAL,))
+    assert (where.contrast, where.extent_mm, where.slices) == (False, Range(max=300), Range(min=8))
+    assert where.attributes == {"SeriesDescription": ("*T1*", "!*LOC*"), "EchoTime": Range(min=2.5)}
+
+
+def test_a_route_without_conditions_keeps_to_mr_images() -> None:
+    where = RouteSettings(name="a", model="b").where
+    assert (where.modality, where.kind) == (("MR",), (ImageKind.IMAGE,))
 
 
 @pytest.mark.parametrize("title", ["", " PACS", "PACS ", "SEVENTEEN_LETTERS", "BACK\\\\SLASH", "MÜNCHEN"])
@@ -230,6 +327,35 @@ def test_the_training_window_opens_and_closes(window: str, inside: str, outside:
     training = TrainingSettings(window=window)
     assert training.is_open(time.fromisoformat(inside))
     assert not training.is_open(time.fromisoformat(outside))
+
+
+@pytest.mark.parametrize(
+    ("local", "expected"),
+    [
+        ("2026-03-04T12:00", "2026-03-04T20:00"),
+        ("2026-03-04T19:59", "2026-03-04T20:00"),
+        ("2026-03-04T20:00", "2026-03-04T20:00"),  # open: at once
+        ("2026-03-05T05:59", "2026-03-05T05:59"),
+        ("2026-03-05T06:00", "2026-03-05T20:00"),
+    ],
+)
+def test_off_peak_work_waits_for_the_evening(local: str, expected: str) -> None:
+    now = datetime.fromisoformat(local).astimezone(UTC)  # a time without zone is local
+    assert WorkSettings().next_off_peak(now) == datetime.fromisoformat(expected).astimezone(UTC)
+
+
+def test_off_peak_hours_within_a_day_open_again_on_the_next() -> None:
+    now = datetime.fromisoformat("2026-03-04T15:00").astimezone(UTC)
+    opens = WorkSettings(off_peak="12:00-14:00").next_off_peak(now)
+    assert opens == datetime.fromisoformat("2026-03-05T12:00").astimezone(UTC)
+
+
+@given(st.integers(1_600_000_000, 2_000_000_000).map(lambda s: datetime.fromtimestamp(s, UTC)))
+def test_off_peak_hours_are_never_more_than_a_day_away_and_open_when_they_come(now: datetime) -> None:
+    work = WorkSettings(off_peak="23:30-04:00")
+    opens = work.next_off_peak(now)
+    assert now <= opens <= now + timedelta(hours=25)  # an hour more where clocks are set back
+    assert work.next_off_peak(opens) == opens
 
 
 @given(st.times())

@@ -1,5 +1,7 @@
 """Figures of each label: voxels, volume, mean, SD and digest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from dicomnode.imaging.findings import measure
 from dicomnode.imaging.identity import mask_sha256, voxels_sha256
 from dicomnode.imaging.series import to_volume
 from tests.imaging_builders import make_card, make_series, make_volume, plain_series
-from tests.seg_builders import found_at, found_in
+from tests.seg_builders import found_at
 
 CARD = make_card()
 
@@ -30,13 +32,14 @@ def test_voxels_volume_mean_and_sd_are_those_of_the_labelled_pixels():
 
 
 def test_the_sd_of_large_values_that_hardly_differ_keeps_its_digits():
-    planes = 60000 + np.arange(4, dtype=np.uint16)[:, None, None] * np.ones((1, 3, 3), np.uint16)
-    datasets = make_series(make_volume(planes))
+    series = to_volume(plain_series((4, 3, 3)))
+    planes = np.float32(4e6) + np.arange(4, dtype=np.float32)[:, None, None] * np.ones((3, 3), np.float32)
+    labels = series.image.with_array(np.ones((4, 3, 3), np.uint8))
 
-    findings = found_in(datasets, np.ones((4, 3, 3), np.uint8), CARD)
+    found = measure(labels, series=replace(series, planes=planes), card=CARD).measures[0]
 
-    assert findings.measures[0].mean == pytest.approx(60001.5, abs=1e-9)
-    assert findings.measures[0].sd == pytest.approx(np.std([0, 1, 2, 3]), abs=1e-9)
+    assert found.mean == pytest.approx(4e6 + 1.5, abs=1e-8)
+    assert found.sd == pytest.approx(np.std([0, 1, 2, 3]), abs=1e-9)
 
 
 @given(

@@ -10,8 +10,11 @@ from pydicom.dataelem import RawDataElement
 
 from dicomnode.errors import InputError
 from dicomnode.imaging import corrections, seg_read, seg_write
+from dicomnode.imaging.findings import measure
 from dicomnode.imaging.series import to_volume
-from tests.imaging_builders import NOW, make_card, part_10, plain_series
+from dicomnode.imaging.stacks import only_stack
+from tests.imaging_builders import make_card, part_10, plain_series
+from tests.seg_builders import RUN
 
 CARD = make_card()
 SHAPE = (6, 5, 6)
@@ -57,7 +60,8 @@ def labels(sources):
 
 @pytest.fixture(scope="module")
 def encoded(sources, labels):
-    return part_10(seg_write.encode(labels, sources=sources, card=CARD, created_at=NOW).ds)
+    (ds,) = seg_write.encode_binary(measure(labels, series=to_volume(sources), card=CARD), run=RUN)
+    return part_10(ds)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -68,7 +72,7 @@ def test_a_damaged_segmentation_is_read_or_refused(seed, sources, encoded):
     try:
         seg_read.referenced_series(ds)
         seg_read.referenced_instances(ds)
-        decoded = seg_read.decode(ds, sources=sources, card=CARD)
+        decoded = seg_read.decode(ds, stack=only_stack(sources), card=CARD)
     except InputError as refusal:
         assert str(refusal)  # noqa: PT017  # either outcome is right; a refusal must say why
     else:
@@ -82,11 +86,10 @@ def test_a_series_with_one_damaged_image_is_segmented_or_refused(seed, sources, 
     datasets = [dcmread(io.BytesIO(part_10(ds))) for ds in sources]
     damage(chance.choice(datasets), chance)
     try:
-        image = to_volume(datasets).image
-        encoded = seg_write.encode(
-            image.with_array(labels.array), sources=datasets, card=CARD, created_at=NOW
-        )
+        series = to_volume(datasets)
+        findings = measure(series.image.with_array(labels.array), series=series, card=CARD)
+        written = seg_write.encode_binary(findings, run=RUN)
     except InputError as refusal:
         assert str(refusal)  # noqa: PT017  # either outcome is right; a refusal must say why
     else:
-        assert part_10(encoded.ds)
+        assert all(part_10(ds) for ds in written)

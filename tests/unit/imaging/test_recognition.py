@@ -5,11 +5,13 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicomnode.domain import Recognition
-from dicomnode.imaging import corrections, seg_read, seg_write
+from dicomnode.imaging import corrections, seg_read
 from dicomnode.imaging.corrections import Known, SentObject
+from dicomnode.imaging.identity import voxels_sha256
 from dicomnode.imaging.seg_read import DecodedSeg
-from dicomnode.imaging.series import to_volume
-from tests.imaging_builders import NOW, foreign_seg, item, make_card, plain_series, reread
+from dicomnode.imaging.stacks import only_stack
+from tests.imaging_builders import foreign_seg, item, make_card, plain_series, reread
+from tests.seg_builders import encoded_forms, found_in
 
 CARD = make_card()
 ANTERIOR, POSTERIOR = "Hippocampus anterior", "Hippocampus posterior"
@@ -43,26 +45,38 @@ def sources():
 
 
 @pytest.fixture(scope="module")
-def sent(sources):
-    image = to_volume(sources).image
+def findings(sources):
     labels = np.zeros(SHAPE, np.uint8)
     labels[OURS[ANTERIOR]], labels[OURS[POSTERIOR]] = 1, 2
-    return seg_write.encode(image.with_array(labels), sources=sources, card=CARD, created_at=NOW)
+    return found_in(sources, labels, CARD)
+
+
+@pytest.fixture(scope="module")
+def sent(findings):
+    return encoded_forms(findings)["binary"]
+
+
+def record_of(ds, findings, *labels):
+    """What is kept of an object of ours that holds these labels."""
+    held = {found.segment.label: found for found in findings if found.segment.label in labels}
+    return SentObject(
+        sop_instance_uid=ds.SOPInstanceUID,
+        series_instance_uid=ds.SeriesInstanceUID,
+        voxels_sha256=voxels_sha256({label: OURS[label] for label in labels}),
+        labels=frozenset(labels),
+        tracking_uids=frozenset(found.tracking_uid for found in held.values()),
+    )
 
 
 @pytest.fixture
-def known(sent):
-    record = SentObject(
-        sop_instance_uid=sent.sop_instance_uid,
-        series_instance_uid=sent.series_instance_uid,
-        voxels_sha256=sent.voxels_sha256,
-        tracking_uids=frozenset(uid for _, uid in sent.tracking_uids),
-    )
+def known(sent, findings):
+    record = record_of(sent, findings, ANTERIOR, POSTERIOR)
     return Known(sent=[record], prediction=OURS, model_name="hippocampus")
 
 
 def recognise(ds, sources, known):
-    return corrections.recognise(ds, decoded=seg_read.decode(ds, sources=sources, card=CARD), known=known)
+    decoded = seg_read.decode(ds, stack=only_stack(sources), card=CARD)
+    return corrections.recognise(ds, decoded=decoded, known=known)
 
 
 def from_viewer(sources, masks, **options):
@@ -76,12 +90,12 @@ def from_viewer(sources, masks, **options):
 
 
 def test_our_object_with_our_voxels_is_a_loop_back(sources, sent, known):
-    assert recognise(reread(sent.ds), sources, known).kind is Recognition.LOOP_BACK
+    assert recognise(reread(sent), sources, known).kind is Recognition.LOOP_BACK
 
 
 def test_our_uid_with_other_voxels_is_a_correction_in_place(sources, sent, known):
     ds = from_viewer(sources, {ANTERIOR: OURS[ANTERIOR]})
-    ds.SOPInstanceUID = sent.sop_instance_uid
+    ds.SOPInstanceUID = sent.SOPInstanceUID
 
     found = recognise(ds, sources, known)
 
@@ -90,7 +104,7 @@ def test_our_uid_with_other_voxels_is_a_correction_in_place(sources, sent, known
 
 
 def test_our_voxels_from_our_device_under_a_coerced_uid_are_a_loop_back(sources, sent, known):
-    ds = reread(sent.ds)
+    ds = reread(sent)
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
 
     assert recognise(ds, sources, known).kind is Recognition.LOOP_BACK
@@ -124,7 +138,7 @@ def test_a_new_object_in_our_series_is_a_correction(sources, known):
 
 def test_our_tracking_uid_makes_a_correction(sources, sent, known):
     ds = from_viewer(sources, {ANTERIOR: block(0, 0, 0)})
-    ds.SegmentSequence[0].TrackingUID = sent.tracking_uids[0][1]
+    ds.SegmentSequence[0].TrackingUID = sent.SegmentSequence[0].TrackingUID
 
     assert recognise(ds, sources, known).kind is Recognition.CORRECTION
 
@@ -194,7 +208,8 @@ def test_the_score_counts_only_labels_that_the_correction_speaks_of():
 
 def test_a_listed_label_without_voxels_was_emptied_and_an_absent_one_is_unknown():
     listed = corrections.compare(OURS, decoded({}, empty=(POSTERIOR,)), CARD)
-    by_policy = corrections.compare(OURS, decoded({}), CARD, absence_means_empty=True)
+    emptied = corrections.with_absent_emptied(decoded({}), CARD, corrects=None)
+    by_policy = corrections.compare(OURS, emptied, CARD)
 
     assert [(score.label, score.dice, score.edited_slices) for score in listed] == [
         (POSTERIOR, 0.0, (3, 4, 5))

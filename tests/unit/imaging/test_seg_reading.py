@@ -6,6 +6,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import seg_read
+from dicomnode.imaging.stacks import only_stack
 from tests.imaging_builders import (
     LABEL_MAP,
     foreign_seg,
@@ -28,7 +29,7 @@ def mask(*places, shape=(5, 6)):
 
 
 def decode(ds, sources):
-    return seg_read.decode(ds, sources=sources, card=CARD)
+    return seg_read.decode(ds, stack=only_stack(sources), card=CARD)
 
 
 @pytest.mark.parametrize(("by_reference", "by_position"), [(True, False), (False, True), (True, True)])

@@ -324,3 +324,24 @@ def test_the_label_table_digest_ignores_colours_and_sees_codes():
 
     assert label_table_sha256(one) == label_table_sha256(recoloured)
     assert label_table_sha256(one) != label_table_sha256(other)
+
+
+TRIAL = {
+    "ClinicalTrialSponsorName": "Sponsor",
+    "ClinicalTrialProtocolID": "P-1",
+    "ClinicalTrialSubjectID": "S-1",
+}
+
+
+@pytest.mark.parametrize("absent", [None, *TRIAL])
+def test_a_clinical_trial_is_named_wholly_or_not_at_all(absent, write):
+    datasets = plain_series()
+    for ds in datasets:
+        for keyword, value in TRIAL.items():
+            setattr(ds, keyword, "" if keyword == absent else value)
+
+    ds = write(datasets)
+
+    found = {element.keyword: element.value for element in ds if element.tag.group == 0x0012}
+    empty = dict.fromkeys(("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName"), "")
+    assert found == ({} if absent else {**TRIAL, **empty})

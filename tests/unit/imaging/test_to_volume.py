@@ -4,10 +4,16 @@ import random
 
 import numpy as np
 import pytest
-from pydicom.uid import EnhancedMRImageStorage, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    EnhancedMRColorImageStorage,
+    EnhancedMRImageStorage,
+    RTDoseStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from dicomnode.errors import GeometryError, UnreadableInstanceError, UnsupportedSeriesError
 from dicomnode.imaging.series import to_volume
+from tests.frame_builders import frame_groups, item, multi_frame
 from tests.imaging_builders import make_series, make_volume, plain_series
 
 
@@ -98,13 +104,73 @@ def test_uneven_slices_are_refused():
         to_volume(datasets)
 
 
-def test_gantry_tilt_is_refused_with_its_angle():
+def test_a_missing_slice_is_interpolated_where_that_is_allowed():
+    datasets = plain_series((6, 3, 3))
+    del datasets[2]
+
+    volume = to_volume(datasets, maximum_missing=1)
+
+    expected = np.arange(54).reshape(6, 3, 3)  # its values grow by 9 from slice to slice: linear
+    np.testing.assert_array_equal(volume.image.array, expected)
+    np.testing.assert_array_equal(volume.planes, np.delete(expected, 2, axis=0))
+    assert volume.stack.missing_slices == 1
+    assert "a slice is missing" in volume.stack.remarks[0]
+
+
+def test_a_wider_gap_than_allowed_is_refused_with_the_instance_before_it():
+    datasets = plain_series((8, 3, 3))
+    before = datasets[2].SOPInstanceUID
+    del datasets[3:5]
+
+    with pytest.raises(
+        GeometryError, match=f"2 slices are missing; 1 missing .*the widest gap follows .*{before}"
+    ):
+        to_volume(datasets, maximum_missing=1)
+
+
+def test_slices_without_any_regular_spacing_are_refused_whatever_is_allowed():
+    datasets = plain_series((6, 3, 3))
+    for ds, z in zip(datasets, (0, 7.5, 20, 52.5, 60, 175), strict=True):
+        ds.ImagePositionPatient = [-10, 20, z]
+
+    with pytest.raises(GeometryError, match=r"no regular spacing: gaps of 7\.500 to 115\.000 mm"):
+        to_volume(datasets, maximum_missing=1000)
+
+
+def test_a_grid_that_would_not_fit_into_memory_is_refused_before_it_is_made():
+    datasets = plain_series((6, 3, 3))
+    datasets[-1].ImagePositionPatient = [-10, 20, 99_000]
+    for ds in datasets:
+        ds.Rows, ds.Columns, ds.PixelSpacing = 8000, 8000, [0.1, 0.1]
+
+    with pytest.raises(GeometryError, match=r"GiB"):
+        to_volume(datasets, maximum_missing=10**9)
+
+
+def test_gantry_tilt_is_kept_in_the_planes_and_taken_out_of_the_image():
     datasets = plain_series()
     for number, ds in enumerate(datasets):
-        ds.ImagePositionPatient = [-10, 20 + 0.5 * number, 30 + 2 * number]
+        ds.ImagePositionPatient = [-10, 20 + 0.75 * number, 30 + 2 * number]  # one row further each
 
-    with pytest.raises(GeometryError, match=r"tilt of about 14\.0 degrees"):
-        to_volume(datasets)
+    volume = to_volume(datasets)
+
+    assert volume.image.shape == (4, 5 + 3, 6)
+    for index in range(4):
+        np.testing.assert_array_equal(volume.image.array[index, index : index + 5], volume.planes[index])
+    np.testing.assert_array_equal(volume.image.array[3, :3], 0)  # outside: the minimum
+    assert not volume.stack.is_regular
+    assert "tilt of about 20.6 degrees" in volume.stack.remarks[0]
+
+
+def test_labels_return_to_the_tilted_planes():
+    datasets = plain_series()
+    for number, ds in enumerate(datasets):
+        ds.ImagePositionPatient = [-10, 20 + 0.75 * number, 30 + 2 * number]
+    volume = to_volume(datasets)
+
+    labels = (volume.image.array % 7).astype(np.uint8)
+
+    np.testing.assert_array_equal(volume.on_planes(labels), volume.planes % 7)
 
 
 @pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
@@ -119,37 +185,80 @@ def test_a_series_without_geometry_is_refused(keyword):
 @pytest.mark.parametrize(
     ("keyword", "value", "reason"),
     [
-        ("ImageOrientationPatient", [1, 0, 0, 0, 0.9, 0.43589], "orientation"),
-        ("PixelSpacing", [1, 1], "Pixel Spacing"),
-        ("Rows", 4, "Rows and Columns"),
-        ("FrameOfReferenceUID", "1.2.3", "frames of reference"),
+        ("ImageOrientationPatient", [1, 0, 0, 0, 0.9, 0.43589], "2 stacks: .*orientation 1.000 0.000"),
+        ("PixelSpacing", [1, 1], "2 stacks: .*pixels of 1 x 1 mm"),
+        ("Rows", 4, "2 stacks: .*4 x 6 pixels"),
+        ("FrameOfReferenceUID", "1.2.3", "2 stacks: .*frame of reference 1.2.3"),
     ],
 )
-def test_slices_that_differ_are_refused(keyword, value, reason):
+def test_slices_that_differ_are_no_single_volume(keyword, value, reason):
     datasets = plain_series()
     setattr(datasets[2], keyword, value)
 
-    with pytest.raises(GeometryError, match=reason):
+    with pytest.raises(UnsupportedSeriesError, match=reason):
+        to_volume(datasets)
+
+
+def drop(keyword):
+    return lambda ds: delattr(ds, keyword)
+
+
+def put(keyword, value):
+    return lambda ds: setattr(ds, keyword, value)
+
+
+def siemens_mosaic(ds):
+    ds.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 36)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (put("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
+        (
+            put("ImageType", ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]),
+            "mosaic.*send the unpacked or enhanced",
+        ),
+        (siemens_mosaic, "mosaic"),
+        (put("PhotometricInterpretation", "RGB"), "colour images .RGB"),
+        (put("PhotometricInterpretation", "PALETTE COLOR"), "colour images .PALETTE COLOR"),
+        (put("NumberOfFrames", 3), "3 frames without functional groups"),
+        (put("SOPClassUID", EnhancedMRImageStorage), "without functional groups"),
+        (put("SOPClassUID", SecondaryCaptureImageStorage), "Secondary Capture"),
+        (put("SOPClassUID", RTDoseStorage), "RT Dose Storage is not CT, MR or PET"),
+        (put("SOPClassUID", EnhancedMRColorImageStorage), "Enhanced MR Color"),
+        (put("FloatPixelData", b"\0\0\0\0"), "parametric maps"),
+        (drop("PixelData"), "no pixel data"),
+    ],
+)
+def test_kinds_that_are_not_read_are_refused_with_the_reason(change, reason):
+    datasets = plain_series()
+    for ds in datasets:
+        change(ds)
+
+    with pytest.raises(UnsupportedSeriesError, match=reason):
         to_volume(datasets)
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value", "reason"),
-    [
-        ("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"], "localizer"),
-        ("PhotometricInterpretation", "RGB", "colour"),
-        ("NumberOfFrames", 3, "enhanced multi-frame"),
-        ("SOPClassUID", EnhancedMRImageStorage, "enhanced multi-frame"),
-        ("SOPClassUID", SecondaryCaptureImageStorage, "Secondary Capture"),
-    ],
+    ("types", "is_refused"), [(["LOCALIZER", "LOCALIZER"], True), (["LOCALIZER", "M"], False)]
 )
-def test_kinds_that_are_not_read_are_refused_with_the_reason(keyword, value, reason):
-    datasets = plain_series()
-    for ds in datasets:
-        setattr(ds, keyword, value)
+def test_a_multi_frame_image_is_a_localizer_when_all_its_frames_are(types, is_refused):
+    frames = [
+        frame_groups(
+            (0, 0, z), MRImageFrameTypeSequence=item(FrameType=["ORIGINAL", "PRIMARY", kind, "NONE"])
+        )
+        for z, kind in enumerate(types)
+    ]
+    ds = multi_frame(
+        frames, np.zeros((2, 3, 4), np.uint16), ImageType=["ORIGINAL", "PRIMARY", "MIXED", "NONE"]
+    )
 
-    with pytest.raises(UnsupportedSeriesError, match=reason):
-        to_volume(datasets)
+    if is_refused:
+        with pytest.raises(UnsupportedSeriesError, match="a localizer is not a volume"):
+            to_volume([ds])
+    else:
+        assert to_volume([ds]).image.shape == (2, 3, 4)
 
 
 def test_derived_secondary_images_are_taken():

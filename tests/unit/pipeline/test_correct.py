@@ -258,7 +258,7 @@ def test_an_annotation_that_resembles_nothing_is_kept_only_from_a_trusted_sender
 def test_a_correction_after_an_empty_result_counts_every_drawn_slice_as_edited(scene):
     series = mr_series()
     scene.use(tiny_weights(background=1000.0))
-    assert scene.segment(series) is None
+    assert scene.segment(series).is_empty
     trusting = scene.with_changes(corrections=CorrectionSettings(trusted_ae_titles=("CHIEF",)))
 
     record = trusting.correct(viewer_seg(series, drawn_anew()), sender="CHIEF")
