@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
@@ -155,10 +156,12 @@ def encode(stored: NDArray[np.int16], kind: str) -> bytes:
     if kind == "j2k":
         return encapsulate([imagecodecs.jpeg2k_encode(stored, level=0, reversible=True, codecformat="j2k")])
     if kind == "rle":
-        ds = header(0, size=len(stored), kind="native")
-        ds.PixelData = stored.tobytes()
-        ds.compress(RLELossless, encoding_plugin="pydicom")
-        return bytes(ds.PixelData)
+        planes = stored.view(np.uint8).reshape(*stored.shape, 2)
+        segments = [imagecodecs.packbits_encode(planes[..., byte].tobytes()) for byte in (1, 0)]
+        segments = [segment + bytes(len(segment) % 2) for segment in segments]
+        return encapsulate(
+            [struct.pack("<16L", 2, 64, 64 + len(segments[0]), *[0] * 13) + b"".join(segments)]
+        )
     return stored.tobytes()
 
 

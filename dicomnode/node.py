@@ -24,6 +24,7 @@ from dicomnode.ml import inference, package
 from dicomnode.ml.inference import LoadedModel
 from dicomnode.ml.package import ModelPackage
 from dicomnode.ml.shelf import ModelShelf
+from dicomnode.pipeline.routing import check_routes
 from dicomnode.pipeline.tools import Progress, Tools
 from dicomnode.process import config_argument, run_to_the_end, stop_on_signals
 from dicomnode.settings import NodeSettings, load_node_settings
@@ -102,8 +103,9 @@ def prepare(settings: NodeSettings) -> None:
     Raises
     ------
     ConfigError
-        The data folder cannot be written, or a route names a model that does not exist.
+        The data folder cannot be written, or a route names a model or a DICOM attribute that does not exist.
     """
+    check_routes(settings.routes)
     make_folders(settings)
     with opened_store(settings) as store:
         shelf = open_shelf(settings)

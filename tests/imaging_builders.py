@@ -13,7 +13,9 @@ from pydicom.pixels.utils import pack_bits
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.domain import Code, ModelCard, ModelVersion, Segment, Sha256
+from dicomnode.imaging.frames import SourceFrame, read_frames
 from dicomnode.imaging.mr_write import encode_series
+from dicomnode.imaging.stacks import Stack
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
 AXIAL = np.array([[0, 0, 1.0], [0, 1, 0], [1, 0, 0]])  # columns: slice, row, column axis in LPS
@@ -100,7 +102,7 @@ def item(**attributes: object) -> Dataset:
 
 
 def foreign_seg(
-    sources: Sequence[Dataset],
+    sources: Sequence[Dataset] | Stack,
     frames: Sequence[tuple[int, int, NDArray[np.bool_]]],
     *,
     labels: Sequence[str] = ("Hippocampus anterior", "Hippocampus posterior"),
@@ -108,12 +110,15 @@ def foreign_seg(
     by_position: bool = True,
     preserved: str = "YES",
     manufacturer: str = "QIICR",
+    has_frame_numbers: bool = True,
 ) -> Dataset:
     """A bare BINARY segmentation such as other writers make; frames are (segment number, slice, mask).
 
-    `sources` are in slice order. No dimension indices, no pixel measures.
+    `sources` are in slice order. No dimension indices, no pixel measures. References to frames of multi-frame
+    sources name the frame unless told otherwise.
     """
-    first = sources[0]
+    planes = sources.frames if isinstance(sources, Stack) else read_frames(sources)
+    first = planes[0].ds
     ds = item(
         SOPClassUID=SEGMENTATION,
         SOPInstanceUID="1.2.826.0.1.3680043.10.9.1",
@@ -131,7 +136,12 @@ def foreign_seg(
         SharedFunctionalGroupsSequence=[Dataset()],
         PerFrameFunctionalGroupsSequence=[
             _frame_groups(
-                sources[k], number, by_reference=by_reference, by_position=by_position, preserved=preserved
+                planes[k],
+                number,
+                by_reference=by_reference,
+                by_position=by_position,
+                preserved=preserved,
+                has_frame_number=has_frame_numbers and planes[k].is_multi_frame,
             )
             for number, k, _ in frames
         ],
@@ -152,16 +162,25 @@ def foreign_seg(
 
 
 def _frame_groups(
-    source: Dataset, number: int, *, by_reference: bool, by_position: bool, preserved: str
+    source: SourceFrame,
+    number: int,
+    *,
+    by_reference: bool,
+    by_position: bool,
+    preserved: str,
+    has_frame_number: bool,
 ) -> Dataset:
     groups = item(SegmentIdentificationSequence=[item(ReferencedSegmentNumber=number)])
     if by_reference:
         reference = item(
-            ReferencedSOPClassUID=source.SOPClassUID,
-            ReferencedSOPInstanceUID=source.SOPInstanceUID,
+            ReferencedSOPClassUID=source.ds.SOPClassUID,
+            ReferencedSOPInstanceUID=source.sop_instance_uid,
             SpatialLocationsPreserved=preserved,
         )
+        if has_frame_number:
+            reference.ReferencedFrameNumber = source.frame_number
         groups.DerivationImageSequence = [item(SourceImageSequence=[reference])]
     if by_position:
-        groups.PlanePositionSequence = [item(ImagePositionPatient=source.ImagePositionPatient)]
+        position = [f"{value:.10g}" for value in source.position_mm]
+        groups.PlanePositionSequence = [item(ImagePositionPatient=position)]
     return groups

@@ -13,9 +13,8 @@ from dicomnode.demo.report import SeriesSummary
 from dicomnode.demo.stage import MODEL, DemoError
 from dicomnode.domain import ModelState, SeriesState, Split
 from dicomnode.errors import InputError
-from dicomnode.imaging.series import to_volume
 from dicomnode.node import write_secret
-from dicomnode.pipeline.routing import choose_route
+from dicomnode.pipeline.segment import route
 from dicomnode.settings import NodeSettings
 from dicomnode.store import CorrectionRecord, KnownRelease, ReleaseState, ResultRecord, Store
 
@@ -121,7 +120,7 @@ def summaries(
 def _is_taken(one: InputSeries, settings: NodeSettings) -> bool:
     """Answer whether the node will segment a series; it will say itself why not."""
     try:
-        choose_route(to_volume([dcmread(path) for path in one.files]), settings.routes)
+        route([dcmread(path) for path in one.files], settings.routes, sender="")
     except InputError:
         return False
     return True

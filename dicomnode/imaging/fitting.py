@@ -25,6 +25,7 @@ REGULAR_PLANES = 0.5
 LARGEST_CANVAS = 3
 """Tilted planes may need an image of this many times their rows or columns."""
 _NAMED_GAPS = 3
+_SHIFT_DIGITS = 6  # of a shift in pixels; what is beyond is rounding, which would cost a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -191,17 +192,23 @@ def _shifts(
     steps = positions - positions[0]
     along = steps @ normal
     drift = (steps - along[:, None] * normal) @ directions.T
-    lengths = np.linalg.norm(drift, axis=1)
-    allowed = max(POSITION_TOLERANCE_MM, SHEAR_TOLERANCE * float(spacing_mm.min()))
-    if lengths.max() <= allowed:
+    if _is_within_pixel(drift, spacing_mm):
         return _Shifts(pixels=np.zeros_like(drift))
     height = max(float(along[-1]), POSITION_TOLERANCE_MM)
     slope = along @ drift / max(float(along @ along), POSITION_TOLERANCE_MM**2)
-    is_tilt = np.linalg.norm(drift - along[:, None] * slope, axis=1).max() <= allowed
+    is_tilt = _is_within_pixel(drift - along[:, None] * slope, spacing_mm)
     tilt = np.degrees(np.arctan(np.linalg.norm(slope)))
     cause = f"gantry tilt of about {tilt:.1f} degrees" if is_tilt else "not in one direction"
-    remark = f"the slices drift {lengths.max():.3f} mm sideways over {height:.3f} mm ({cause})"
-    return _Shifts(pixels=drift / spacing_mm, remarks=(remark,))
+    farthest = np.linalg.norm(drift, axis=1).max()
+    remark = f"the slices drift {farthest:.3f} mm sideways over {height:.3f} mm ({cause})"
+    return _Shifts(pixels=np.round(drift / spacing_mm, _SHIFT_DIGITS), remarks=(remark,))
+
+
+def _is_within_pixel(drift: FloatArray, spacing_mm: FloatArray) -> bool:
+    """Answer whether planes lie above each other but for rounded direction cosines; `drift` in mm (n, 2)."""
+    in_pixels = np.linalg.norm(drift / spacing_mm, axis=1).max()
+    farthest = np.linalg.norm(drift, axis=1).max()
+    return bool(in_pixels <= SHEAR_TOLERANCE or farthest <= POSITION_TOLERANCE_MM)
 
 
 def _canvas_refusal(canvas: FloatArray, size: tuple[int, int]) -> str:

@@ -10,11 +10,11 @@ from dicomnode.imaging import attributes
 from dicomnode.imaging.frames import SourceFrame
 from dicomnode.imaging.stacks import Stack
 
-FILL_OPACITY = 0.28
+FILL_OPACITY = 0.24
 OUTLINE_OPACITY = 0.95
 DARKEST, BRIGHTEST = 1.0, 99.5  # percentiles shown black and white where no window is named
-LEAST_SHOWN = 0.02
-"""Part of the pixels that must lie inside a window, else it is taken for a mistake."""
+LEAST_FILLED, LEAST_SHOWN = 0.3, 0.02
+"""Parts of a window that the values must fill, and of the values that it must show; else it is a mistake."""
 _SAMPLES = 1 << 20
 
 Window = tuple[float, float]
@@ -25,13 +25,16 @@ Rgb = tuple[int, int, int]
 def display_window(stack: Stack, planes: NDArray[np.float32]) -> Window:
     """Give the window that the middle plane names, or one that shows most of what is there.
 
-    One window for all planes, so that they can be compared. That of the image (PS3.3 C.11.2) is not
-    taken where hardly a pixel lies in it. MONOCHROME1 is inverted.
+    One window for all planes, so that they can be compared. That of the image (PS3.3 C.11.2) is not taken
+    where it shows next to nothing: the values lie outside, or in a small part of it. MONOCHROME1 is
+    inverted.
     """
-    middle = len(stack.frames) // 2
-    window = _named_window(stack.frames[middle], planes[middle]) or spread_window(planes)
-    photometric = attributes.text(stack.frames[middle].ds, "PhotometricInterpretation")
-    return window[::-1] if photometric == "MONOCHROME1" else window
+    frame = stack.frames[len(stack.frames) // 2]
+    spread = spread_window(planes)
+    named = _named_window(frame)
+    window = named if named and _shows(named, spread) else spread
+    inverted = attributes.text(frame.ds, "PhotometricInterpretation") == "MONOCHROME1"
+    return window[::-1] if inverted else window
 
 
 def spread_window(values: NDArray[np.generic]) -> Window:
@@ -66,21 +69,29 @@ def paint(
     colours = np.zeros((256, 3), np.float32)
     for segment in segments:
         colours[segment.segment_number] = segment.rgb
-    is_outline = _outline(labels)
-    opacity = np.where(is_outline, np.float32(OUTLINE_OPACITY), np.float32(FILL_OPACITY))
-    weight = np.where(labels > 0, opacity, np.float32(0))[..., None]
-    painted = grey[..., None] * (1 - weight) + colours[labels] * weight
-    return np.asarray(np.rint(painted).astype(np.uint8))
+    painted = np.repeat(grey[..., None], 3, axis=2)
+    is_labelled = labels > 0
+    under = painted[is_labelled].astype(np.float32)
+    opacity = np.where(_outline(labels)[is_labelled], np.float32(OUTLINE_OPACITY), np.float32(FILL_OPACITY))
+    mixed = under + opacity[:, None] * (colours[labels[is_labelled]] - under)
+    painted[is_labelled] = np.rint(mixed).astype(np.uint8)
+    return painted
 
 
-def _named_window(frame: SourceFrame, plane: NDArray[np.float32]) -> Window | None:
+def _named_window(frame: SourceFrame) -> Window | None:
     centre = frame.header.number("FrameVOILUTSequence", "WindowCenter")
     width = frame.header.number("FrameVOILUTSequence", "WindowWidth")
     if centre is None or width is None or width <= 1:
         return None
-    low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2  # C.11.2.1.2.1
-    shown = np.count_nonzero((plane > low) & (plane < high)) / plane.size
-    return (low, high) if shown >= LEAST_SHOWN else None
+    return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2  # C.11.2.1.2.1
+
+
+def _shows(window: Window, spread: Window) -> bool:
+    """Answer whether the values fill a fair part of a window, and the window a part of the values."""
+    common = min(window[1], spread[1]) - max(window[0], spread[0])
+    return common >= LEAST_FILLED * (window[1] - window[0]) and common >= LEAST_SHOWN * (
+        spread[1] - spread[0]
+    )
 
 
 def _outline(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -54,14 +54,14 @@ class _View:
     note: str
 
 
-_AXIAL = _View("FPL", "R", "A", "axial, from the head down; R = the patient's right")
+_AXIAL = _View("FPL", "R", "A", "Axial, from the head down; R = the patient's right")
 _VIEWS = {
     "H": _AXIAL,
     "F": _AXIAL,
-    "A": _View("PFL", "R", "H", "coronal, from front to back; R = the patient's right"),
-    "P": _View("PFL", "R", "H", "coronal, from front to back; R = the patient's right"),
-    "L": _View("LFP", "A", "H", "sagittal, from the patient's right to the left; A = front"),
-    "R": _View("LFP", "A", "H", "sagittal, from the patient's right to the left; A = front"),
+    "A": _View("PFL", "R", "H", "Coronal, from front to back; R = the patient's right"),
+    "P": _View("PFL", "R", "H", "Coronal, from front to back; R = the patient's right"),
+    "L": _View("LFP", "A", "H", "Sagittal, from the patient's right to the left; A = front"),
+    "R": _View("LFP", "A", "H", "Sagittal, from the patient's right to the left; A = front"),
 }
 
 

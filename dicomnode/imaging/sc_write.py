@@ -153,7 +153,7 @@ def _with_words(pixels: NDArray[np.uint8], findings: Findings, index: int) -> ND
         return pixels
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    size = max(10, min(columns, 1024) // 38)
+    size = max(12, min(columns, 1024) // 36)
     present = findings.voxels_per_plane[index]
     here = [s for s in findings.card.segments if present[s.segment_number]]
     lines = [(s.label, s.rgb) for s in here[:MOST_NAMES]]

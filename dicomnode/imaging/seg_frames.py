@@ -137,6 +137,7 @@ class FrameLocator:
         self._frames = attributes.items(ds, "PerFrameFunctionalGroupsSequence")
         self._shared = next(iter(attributes.items(ds, "SharedFunctionalGroupsSequence")), Dataset())
         self._shared_sources = source_images(self._shared)
+        self._shared_turn: Turn | None = None
         self._is_dcmjs = is_dcmjs(ds)
         self._same_space = self._check_frame_of_reference(ds)
         self._size = self._check_size(ds)
@@ -207,6 +208,14 @@ class FrameLocator:
         return None if corner is None else self._planes.at(corner, lies)
 
     def _lies(self, frame: Dataset) -> Turn:
+        """Read how a frame lies, once for all frames that leave this to the shared groups."""
+        if "PlaneOrientationSequence" in frame or "PixelMeasuresSequence" in frame:
+            return self._read_turn(frame)
+        if self._shared_turn is None:
+            self._shared_turn = self._read_turn(frame)
+        return self._shared_turn
+
+    def _read_turn(self, frame: Dataset) -> Turn:
         cosines = self._numbers(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
         if cosines is None:
             self._check_spacing(frame, transpose=False)

@@ -1,16 +1,28 @@
 """The pixels of a segmentation, frame by frame, with every length checked before memory is taken."""
 
+import struct
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+)
 
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import segmentation_name
+from dicomnode.imaging.codestreams import FrameFormat, can_decode, decode_frame
 from dicomnode.imaging.seg_frames import is_dcmjs
 
 MAXIMUM_PIXELS = 2**32
@@ -18,7 +30,9 @@ MAXIMUM_PIXELS = 2**32
 MAXIMUM_FRAMES = 100_000
 
 NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian})
-_DECODING_ERRORS = (*attributes.UNREADABLE, IndexError, RuntimeError)
+LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
+"""Compressions that change the values: labels would become others."""
+_DECODING_ERRORS = (*attributes.UNREADABLE, EOFError, IndexError, RuntimeError, struct.error, zlib.error)
 _FIRST_ITEM = b"\xfe\xff\x00\xe0"
 
 
@@ -43,9 +57,12 @@ def iter_frames(ds: Dataset) -> Iterator[NDArray[np.integer]]:
             )
         yield from _packed_frames(ds, rows, columns, frames)
         return
+    if syntax in LOSSY:
+        raise CorrectionError(f"{name}: labels in {syntax.name}, which does not keep values, are not read")
     if syntax in NATIVE:
         _check_length(ds, rows * columns * frames * (bits // 8))
-    yield from _decoded_frames(ds, (rows, columns), frames)
+    decoded = _encapsulated_frames(ds) if can_decode(syntax) else iter_pixels(ds, raw=True)
+    yield from _checked_frames(decoded, ds, (rows, columns), frames)
 
 
 def checked_size(ds: Dataset) -> tuple[int, int, int]:
@@ -107,11 +124,22 @@ def _packed_frames(ds: Dataset, rows: int, columns: int, frames: int) -> Iterato
         yield bits.reshape(rows, columns)
 
 
-def _decoded_frames(ds: Dataset, shape: tuple[int, int], frames: int) -> Iterator[NDArray[np.integer]]:
+def _encapsulated_frames(ds: Dataset) -> Iterator[NDArray[np.integer]]:
+    rows, columns, frames = checked_size(ds)
+    bits = attributes.integer(ds, "BitsAllocated") or 0
+    form = FrameFormat(rows=rows, columns=columns, bytes_per_pixel=bits // 8)
+    syntax = attributes.text(ds.file_meta, "TransferSyntaxUID")
+    for code in generate_frames(attributes.pixel_bytes(ds), number_of_frames=frames):
+        yield decode_frame(code, syntax, form)[0]
+
+
+def _checked_frames(
+    decoded: Iterator[NDArray[np.integer]], ds: Dataset, shape: tuple[int, int], frames: int
+) -> Iterator[NDArray[np.integer]]:
     name = segmentation_name(ds)
     count = 0
     try:
-        for frame in iter_pixels(ds, raw=True):
+        for frame in decoded:
             count += 1
             if frame.shape != shape:
                 raise CorrectionError(f"{name}: a frame decodes to {frame.shape}, {shape} was expected")

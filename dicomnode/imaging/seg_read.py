@@ -7,7 +7,7 @@ what it would have to guess is refused with `CorrectionError`.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,15 +140,21 @@ class _Canvas:
         self.listed = listed
         self.shape = shape
         self.painted: dict[int, BoolArray] = {}
+        self.planes: dict[int, set[int]] = {}  # those that were painted on
 
     def add(self, number: int, plane_index: int, mask: BoolArray) -> None:
-        if not mask.any():
+        rows = np.flatnonzero(mask.any(axis=1))
+        if not rows.size:
             return
         if number not in self.painted:
             if (len(self.painted) + 1) * math.prod(self.shape) > MAXIMUM_MASK_VOXELS:
                 raise CorrectionError(f"more than {len(self.painted)} segments on {self.shape} voxels")
             self.painted[number] = np.zeros(self.shape, np.bool_)
-        self.painted[number][plane_index] |= mask
+            self.planes[number] = set()
+        # Rows without a voxel are left untouched: memory that is never written to costs nothing.
+        used = np.s_[rows[0] : rows[-1] + 1]
+        self.painted[number][plane_index, used] |= mask[used]
+        self.planes[number].add(plane_index)
 
 
 def _check_object(ds: Dataset, series_uid: str) -> None:
@@ -167,8 +173,8 @@ def _frame_masks(
     ds: Dataset, pixels: np.ndarray, numbers: Sequence[int], index: int
 ) -> Iterator[tuple[int, BoolArray]]:
     if _is_label_map(ds):
-        for number in np.unique(pixels).tolist():
-            if number not in {0, attributes.integer(ds, "PixelPaddingValue")}:
+        for number in np.flatnonzero(np.bincount(pixels[pixels != 0])).tolist():
+            if number != attributes.integer(ds, "PixelPaddingValue"):
                 yield number, pixels == number
     elif attributes.text(ds, "SegmentationType") == "FRACTIONAL":
         maximum = attributes.integer(ds, "MaximumFractionalValue") or 255
@@ -187,7 +193,7 @@ def _decoded(ds: Dataset, canvas: _Canvas, *, series_uid: str, flags: set[str]) 
     listed = [s.label for s in canvas.listed.values() if s.label is not None and not s.is_background]
     if attributes.text(ds, "SegmentationType") == "FRACTIONAL":
         flags.add("fractional")
-    if _overlap(masks):
+    if _overlap(list(masks.values()), planes=set().union(*canvas.planes.values())):
         flags.add("labels_overlap")
     return DecodedSeg(
         sop_instance_uid=attributes.text(ds, "SOPInstanceUID"),
@@ -236,15 +242,12 @@ def _free_name(name: str, taken: Mapping[str, BoolArray]) -> str:
     return candidate
 
 
-def _overlap(masks: Mapping[str, BoolArray]) -> bool:
-    if len(masks) < 2:
-        return False
-    seen: BoolArray | None = None
-    for mask in masks.values():
-        if seen is None:
-            seen = mask.copy()
-            continue
-        if np.any(seen & mask):
-            return True
-        seen |= mask
+def _overlap(masks: Sequence[BoolArray], *, planes: Iterable[int]) -> bool:
+    """Answer whether two masks share a voxel on one of these planes."""
+    for plane in planes:
+        seen: BoolArray = np.zeros(masks[0].shape[1:] if masks else (0, 0), np.bool_)
+        for mask in masks:
+            if np.any(seen & mask[plane]):
+                return True
+            seen |= mask[plane]
     return False

@@ -6,10 +6,7 @@ content and every time from the run. Before an object is given away its bytes ar
 with the findings.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
 import numpy as np
 from highdicom import Volume
@@ -18,27 +15,14 @@ from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
-from dicomnode.domain import ModelCard, Sha256
-from dicomnode.imaging import attributes, seg_check, seg_header
-from dicomnode.imaging.findings import Findings, Measure, Run, measure
+from dicomnode.domain import ModelCard
+from dicomnode.imaging import seg_check, seg_header
+from dicomnode.imaging.findings import Findings, Measure, Run
 from dicomnode.imaging.frame_padding import padding_frames
 from dicomnode.imaging.functional_groups import per_frame_groups
-from dicomnode.imaging.identity import DEVICE, label_table_sha256
 from dicomnode.imaging.result_header import LONG_STRING, series_description
 from dicomnode.imaging.seg_encode import Frame, encode_rle, pack_frames
 from dicomnode.imaging.seg_parts import split
-from dicomnode.imaging.series import SeriesVolume
-from dicomnode.imaging.stacks import only_stack
-
-__all__ = [
-    "DEVICE",
-    "EncodedSeg",
-    "encode",
-    "encode_binary",
-    "encode_label_map",
-    "label_table_sha256",
-    "to_segment_numbers",
-]
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
 LABEL_MAP_SERIES_NUMBER = 9000
@@ -183,52 +167,3 @@ def _description(card: ModelCard, part: tuple[int, int]) -> str:
     tail = f" part {part[0] + 1} of {part[1]}"
     name = whole.removeprefix("AI ")
     return f"AI {name[-(LONG_STRING - 3 - len(tail)) :]}{tail}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedSeg:
-    """A segmentation object and the facts about it that the node keeps.
-
-    The per-label tuples hold every label of the card in its order, empty labels included;
-    `tracking_uids` only the labels that were written.
-    """
-
-    ds: Dataset
-    sop_instance_uid: str
-    series_instance_uid: str
-    source_series_uid: str
-    label_table_sha256: Sha256
-    voxels_sha256: Sha256
-    label_sha256: tuple[tuple[str, Sha256], ...]
-    voxels: tuple[tuple[str, int], ...]
-    millilitres: tuple[tuple[str, float], ...]
-    tracking_uids: tuple[tuple[str, str], ...]
-
-
-def encode(
-    labels: Volume, *, sources: Sequence[Dataset], card: ModelCard, created_at: datetime, run_id: str = ""
-) -> EncodedSeg | None:
-    """Write a label volume as one BINARY segmentation of its source series; see `encode_binary`."""
-    stack = only_stack(sources)
-    pixels: NDArray[np.float32] = np.broadcast_to(np.zeros((), np.float32), stack.shape)
-    image = Volume(pixels, stack.grid.affine, "PATIENT", stack.grid.frame_of_reference_uid)
-    series = SeriesVolume(image=image, planes=pixels, stack=stack)
-    findings = measure(labels, series=series, card=card)
-    uids = "\n".join(sorted(attributes.text(ds, "SOPInstanceUID") for ds in stack.datasets))
-    revision = run_id or hashlib.sha256(uids.encode()).hexdigest()
-    written = encode_binary(findings, run=Run(created_at=created_at, revision=revision))
-    if not written:
-        return None
-    ds = written[0]
-    return EncodedSeg(
-        ds=ds,
-        sop_instance_uid=str(ds.SOPInstanceUID),
-        series_instance_uid=str(ds.SeriesInstanceUID),
-        source_series_uid=stack.series_instance_uid,
-        label_table_sha256=findings.label_table_sha256,
-        voxels_sha256=findings.voxels_sha256,
-        label_sha256=tuple((m.segment.label, m.sha256) for m in findings),
-        voxels=tuple((m.segment.label, m.voxels) for m in findings),
-        millilitres=tuple((m.segment.label, m.millilitres) for m in findings),
-        tracking_uids=tuple((m.segment.label, m.tracking_uid) for m in findings.found),
-    )

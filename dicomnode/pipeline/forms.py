@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydicom import Dataset
 
 from dicomnode.domain import ResultForm, Sha256
-from dicomnode.imaging import rtstruct_write, seg_write
+from dicomnode.imaging import rtstruct_write, sc_write, seg_write, sr_write
 from dicomnode.imaging.findings import Findings, Run
 from dicomnode.imaging.identity import joined_sha256
 
@@ -36,10 +36,29 @@ def encode(findings: Findings, *, run: Run, wanted: Wanted) -> tuple[EncodedObje
     takers = _takers(ResultForm.LABEL_MAP, wanted) if findings.found else ()
     made = [_object(ResultForm.LABEL_MAP, label_map, takers, findings)]
     made += [_object(ResultForm.SEG, ds, _takers(ResultForm.SEG, wanted), findings) for ds in binary]
+    made += _reports(findings, run, wanted, binary=binary, label_map=label_map)
     if contoured := _takers(ResultForm.RTSTRUCT, wanted):
         contours = rtstruct_write.encode(findings, run=run)
         made += [_object(ResultForm.RTSTRUCT, contours, contoured, findings)] if contours else []
+    if pictured := _takers(ResultForm.SC, wanted):
+        pictures = sc_write.encode(findings, run=run)
+        made += [_object(ResultForm.SC, picture, pictured, findings) for picture in pictures]
     return tuple(made)
+
+
+def _reports(
+    findings: Findings, run: Run, wanted: Wanted, *, binary: Sequence[Dataset], label_map: Dataset
+) -> list[EncodedObject]:
+    """Give each destination a report on those segmentations that it has too."""
+    by_reference: dict[ResultForm | None, list[str]] = {}
+    for name in _takers(ResultForm.SR, wanted):
+        has = [form for form in (ResultForm.SEG, ResultForm.LABEL_MAP) if form in wanted[name]]
+        by_reference.setdefault(has[0] if has and findings.found else None, []).append(name)
+    segs = {ResultForm.SEG: tuple(binary), ResultForm.LABEL_MAP: (label_map,), None: ()}
+    return [
+        _object(ResultForm.SR, sr_write.encode(findings, run=run, segs=segs[form]), tuple(names), findings)
+        for form, names in by_reference.items()
+    ]
 
 
 def _takers(form: ResultForm, wanted: Wanted) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from dicomnode.conditions import Conditions, Range, in_figures, is_like
 from dicomnode.errors import ConfigError, UnsupportedSeriesError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.facts import Facts, facts_of, holder
-from dicomnode.imaging.series import SeriesVolume
 from dicomnode.imaging.stacks import Stack
 from dicomnode.pipeline.preferences import compare, rank
 from dicomnode.settings import RouteSettings
@@ -69,17 +68,6 @@ def choose(stacks: Sequence[Stack], routes: Sequence[RouteSettings], *, sender: 
         return choice
     uid = stacks[0].series_instance_uid
     raise UnsupportedSeriesError(f"series {uid}: no model takes it ({_refusals(considered)})")
-
-
-def choose_route(series: SeriesVolume, routes: Sequence[RouteSettings], *, sender: str = "") -> RouteSettings:
-    """Find the route of a series of which the stack is known already.
-
-    Raises
-    ------
-    UnsupportedSeriesError
-        No route takes the series; the message gives the reason of each.
-    """
-    return choose((series.stack,), routes, sender=sender).route
 
 
 def consider(stacks: Sequence[Stack], routes: Sequence[RouteSettings], *, sender: str) -> tuple[Verdict, ...]:

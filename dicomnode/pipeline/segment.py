@@ -46,9 +46,7 @@ def segment_series(job: Job, tools: Tools) -> None:
     choice = route(tools.spool.read(instances), tools.routes, sender=row.sender)
     wait = wait_for_turn(job, row, choice, tools)
     if wait is not None:
-        tools.store.jobs.defer(
-            job, wait.until, now=tools.now(), reason=wait.reason, priority=wait.priority
-        )
+        tools.store.jobs.defer(job, wait.until, now=tools.now(), reason=wait.reason, priority=wait.priority)
         return
     watch = Stopwatch()
     # Content is dated when the last image arrived, so that a repeat after a crash makes the same objects.

@@ -1,4 +1,4 @@
-"""OHIF in a headless browser: open a study and a result as a reader would, and look at what it holds and draws."""
+"""OHIF in a headless browser: open a study and a result as a reader does, and see what it holds and draws."""
 
 import base64
 import io
@@ -20,7 +20,11 @@ FrameKey = tuple[str, int]
 FLAGS = (
     *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--ignore-gpu-blocklist"),
-    *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),  # WebGL without a graphics card
+    *(
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+    ),  # WebGL without a graphics card
 )
 WINDOW = {"width": 1000, "height": 640}
 WITHOUT_TOUR = "localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']));"
@@ -35,7 +39,8 @@ PAINTED = """() => new Promise(done =>
   requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 250))))"""
 OPENED = """() => {
   const { segmentationService, viewportGridService } = window.services;
-  return segmentationService.getSegmentationRepresentations(viewportGridService.getActiveViewportId()).length > 0;
+  const viewportId = viewportGridService.getActiveViewportId();
+  return segmentationService.getSegmentationRepresentations(viewportId).length > 0;
 }"""
 HOLDS = """(number) => {
   const { displaySetService, viewportGridService } = window.services;
@@ -75,7 +80,9 @@ SHOW = f"""async (frame) => {{
   viewport.render();
 }}"""
 SHOWN = f"""() => {{ {VIEWPORT} return viewport.getCurrentImageId(); }}"""
-TO_CANVAS = f"""(points) => {{ {VIEWPORT} return points.map(point => Array.from(viewport.worldToCanvas(point))); }}"""
+TO_CANVAS = (
+    f"""(points) => {{ {VIEWPORT} return points.map(point => Array.from(viewport.worldToCanvas(point))); }}"""
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

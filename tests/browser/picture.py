@@ -56,12 +56,15 @@ def segmented(folder: Path) -> Findings:
 def photograph(address: str, findings: Findings, out: Path) -> None:
     """Open the segmentation and its list of segments, and save the window on the fullest slice."""
     labels = findings.labels
-    both = np.min([np.count_nonzero(labels == m.segment.segment_number, axis=(1, 2)) for m in findings.found], 0)
+    both = np.min(
+        [np.count_nonzero(labels == m.segment.segment_number, axis=(1, 2)) for m in findings.found], 0
+    )
     frame = findings.stack.frames[int(np.argmax(both))]
     with ohif.browse(shutil.which("chromium") or "chromium", address) as viewer:
+        viewer.page.set_viewport_size({"width": 1400, "height": 800})
         viewer.open_study(str(findings.stack.first.StudyInstanceUID))
         viewer.open_result(seg_write.FIRST_SERIES_NUMBER)
-        print([e.get_attribute('data-cy') for e in viewer.page.locator('[data-cy]').all()])
+        viewer.page.locator('[data-cy="panelSegmentation-btn"]').click()
         viewer.show((frame.sop_instance_uid, frame.frame_number))
         viewer.page.screenshot(path=out)
 

@@ -1,4 +1,4 @@
-"""Labels on a series and on a screen: where each belongs by the image's own geometry, and where it is drawn."""
+"""Labels on a series and on a screen: where each belongs by the image's geometry, and where it is drawn."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,13 +32,15 @@ def lopsided_labels(values: NDArray[np.float32]) -> Labels:
     return labels
 
 
-def voxels_on_canvas(frame: SourceFrame, to_canvas: ToCanvas) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def voxels_on_canvas(
+    frame: SourceFrame, to_canvas: ToCanvas
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Where the voxels of a frame lie on a canvas, by the image's own geometry: the first, and the steps.
 
     Returns
     -------
-        Centre of the first voxel, (x, y) in pixels; and (2, 2), whose columns are the steps to the next row and
-        to the next column.
+        Centre of the first voxel, (x, y) in pixels; and (2, 2), whose columns are the steps to the next row
+        and to the next column.
     """
     down = frame.column_cosines * frame.pixel_spacing_mm[0]
     along = frame.row_cosines * frame.pixel_spacing_mm[1]

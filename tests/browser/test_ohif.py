@@ -1,4 +1,4 @@
-"""OHIF 3.13.2 in Chromium, before an Orthanc: it shows our results as they were written, on the right anatomy."""
+"""OHIF 3.13.2 in Chromium, before an Orthanc: it shows our results as written, on the right anatomy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 from pydicom import dcmread
 
-from dicomnode.imaging import rtstruct_write, seg_write, sr_write
+from dicomnode.imaging import rtstruct_write, sc_write, seg_write, sr_write
 from dicomnode.imaging.findings import Findings, Run, measure
 from dicomnode.imaging.frames import SourceFrame
 from dicomnode.imaging.result_header import series_description
@@ -23,7 +22,7 @@ from tests.interop.seg_cases import series_named
 CARD = make_card()
 COLOURS = [segment.rgb for segment in CARD.segments]
 RUN = Run(created_at=NOW, revision="as received")
-LABEL_MAP, BINARY, REPORT, STRUCTURE_SET = 9000, 9001, 9101, 9201  # Series Number of each form
+LABEL_MAP, BINARY = seg_write.LABEL_MAP_SERIES_NUMBER, seg_write.FIRST_SERIES_NUMBER
 SERIES = {
     "hippocampus": "hippocampus_dicom/Study2",
     "51 x 35 pixels": "hippocampus_dicom/Study1",  # no whole number of bytes
@@ -202,7 +201,7 @@ def test_contours_of_a_structure_set_are_drawn_around_the_labels(
 ) -> None:
     findings = archived(name)
 
-    seen = look(viewer, findings, STRUCTURE_SET)
+    seen = look(viewer, findings, rtstruct_write.SERIES_NUMBER)
     viewer.page.screenshot(path=tmp_path / "structure-set.png")
 
     assert (seen.listed.modality, seen.listed.description) == ("RTSTRUCT", series_description(CARD))
@@ -225,8 +224,25 @@ def test_a_report_is_listed_and_opens_without_a_complaint(
     findings = archived("hippocampus")
 
     viewer.open_study(str(findings.stack.first.StudyInstanceUID))
-    listed = viewer.listed(REPORT)
-    viewer.open_series(REPORT)
+    listed = viewer.listed(sr_write.SERIES_NUMBER)
+    viewer.open_series(sr_write.SERIES_NUMBER)
 
     assert (listed.modality, listed.description) == ("SR", series_description(CARD))
     assert (*viewer.problems, *viewer.messages()) == ()
+
+
+def test_pictures_of_a_result_are_shown_with_its_colours(
+    viewer: Any, archived: Callable[[str], Findings], address: str
+) -> None:
+    findings = archived("hippocampus")
+    viewer_server.store(address, [part_10(ds) for ds in sc_write.encode(findings, run=RUN)])
+
+    viewer.open_study(str(findings.stack.first.StudyInstanceUID))
+    viewer.open_series(sc_write.SERIES_NUMBER)
+    viewer.wait_until_drawn()
+    shown = viewer.canvas().astype(int)
+
+    assert viewer.listed(sc_write.SERIES_NUMBER).description == series_description(CARD)
+    assert (*viewer.problems, *viewer.messages()) == ()
+    for colour in COLOURS:  # of the legend
+        assert np.count_nonzero(np.abs(shown - colour).max(axis=-1) <= 8) >= 20

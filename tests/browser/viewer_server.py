@@ -57,7 +57,7 @@ CONFIGURATION = {
 
 @contextmanager
 def serve(viewer: Path, *, archive: str, port: int) -> Generator[str]:
-    """Serve the viewer in `viewer` (a folder with index.html) before the DICOMweb of `archive`; gives the address.
+    """Serve the viewer in a folder with index.html before the DICOMweb of `archive`; gives the address.
 
     One origin for both, so that the browser asks nobody for leave. Loopback only.
     """
@@ -74,7 +74,10 @@ def serve(viewer: Path, *, archive: str, port: int) -> Generator[str]:
 
 
 def _application(viewer: Path, archive: str) -> Starlette:
-    client = httpx.AsyncClient(base_url=archive, timeout=120)
+    # A connection for each request: the archive may close one that waits, just when it is taken again.
+    client = httpx.AsyncClient(
+        base_url=archive, timeout=120, limits=httpx.Limits(max_keepalive_connections=0)
+    )
 
     async def configuration(request: Request) -> Response:
         text = f"window.config = {json.dumps(CONFIGURATION)};"

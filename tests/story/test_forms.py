@@ -60,9 +60,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sent]:
             series = write_series(folder / "made")
             series.send(site.destination)
             site.wait_for(series.series_instance_uid, SeriesState.DELIVERED)
-        yield Sent(
-            site=site, series=series, objects={name: objects_of(peer) for name, peer in peers.items()}
-        )
+        yield Sent(site=site, series=series, objects={name: objects_of(peer) for name, peer in peers.items()})
     finally:
         for peer in peers.values():
             peer.kill()
