@@ -14,14 +14,12 @@ from pydicom import Dataset, dcmread
 from dicomnode.conditions import Preference, Range
 from dicomnode.domain import Destination, ResultForm
 from dicomnode.errors import ConfigError, UnsupportedSeriesError
-from dicomnode.imaging.series import to_volume
 from dicomnode.imaging.stacks import Stack, read_stacks
 from dicomnode.pipeline.preferences import rank
 from dicomnode.pipeline.rehearse import SeriesPlan, rehearse
-from dicomnode.pipeline.routing import Choice, best_of, check_routes, choose, choose_route, consider
+from dicomnode.pipeline.routing import Choice, best_of, check_routes, choose, consider
 from dicomnode.settings import RouteSettings, load_node_settings
 from tests.imaging_builders import make_series, make_volume
-from tests.pipeline_builders import mr_series
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "routing.md"
 
@@ -316,13 +314,6 @@ def test_the_best_does_not_depend_on_the_order_in_which_series_came(order):
 
 
 TWINS = {uid: series(3, uid=uid) for uid in ("1.1", "1.2", "1.3", "1.4")}
-
-
-def test_the_route_of_a_volume_is_that_of_its_stack():
-    assert (
-        choose_route(to_volume(mr_series()), [route("ct", where={"modality": ["CT"]}), route("b")]).name
-        == "b"
-    )
 
 
 @pytest.mark.parametrize(
