@@ -34,7 +34,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from dicomnode.domain import Code, ModelCard, ModelVersion, Segment, Sha256
-from dicomnode.imaging import seg_write
+from dicomnode.imaging import rtstruct_write, sc_write, seg_write, sr_write
 from dicomnode.imaging.findings import Findings, Run, measure
 from dicomnode.imaging.series import SeriesVolume
 from dicomnode.imaging.stacks import only_stack
@@ -192,6 +192,11 @@ CONTENDERS: dict[str, Callable[[Path], Callable[[], list[Path]]]] = {
     "dcmqi BINARY": itkimage2segimage,
     "node LABELMAP": node(lambda findings: [seg_write.encode_label_map(findings, run=RUN)], "node LABELMAP"),
     "highdicom LABELMAP": highdicom("LABELMAP", RLELossless),
+    "node SR": node(lambda findings: [sr_write.encode(findings, run=RUN, segs=())], "node SR"),
+    "node RTSTRUCT": node(
+        lambda findings: [ds for ds in [rtstruct_write.encode(findings, run=RUN)] if ds], "node RTSTRUCT"
+    ),
+    "node SC": node(lambda findings: sc_write.encode(findings, run=RUN), "node SC"),
 }
 
 
@@ -217,19 +222,18 @@ def check_voxels(folder: Path) -> None:
         for index, plane in enumerate(labels)
         for number in np.unique(plane[plane != 0]).tolist()
     }
-    for name in CONTENDERS:
+    for name in [name for name in CONTENDERS if name.endswith((" BINARY", " LABELMAP"))]:
         found = {triple for path in folder.glob(f"{name}*.dcm") for triple in read_masks(dcmread(path))}
-        if (" BINARY" in name or " LABELMAP" in name) and found != wanted:
+        if found != wanted:
             raise SystemExit(f"{name} holds other voxels than the label map")
 
 
 def read_masks(ds: Dataset) -> set[tuple[str, str, str]]:
     """Give label, SOP Instance UID of the slice and digest of the mask, for every mask that has voxels."""
-    names = {item.SegmentNumber: str(item.SegmentLabel) for item in ds.get("SegmentSequence", [])}
+    names = {item.SegmentNumber: str(item.SegmentLabel) for item in ds.SegmentSequence}
+    frames = ds.pixel_array.reshape(-1, ds.Rows, ds.Columns)
     found = set()
-    if not names:
-        return found
-    for frame, groups in zip(np.atleast_3d(ds.pixel_array), ds.PerFrameFunctionalGroupsSequence, strict=True):
+    for frame, groups in zip(frames, ds.PerFrameFunctionalGroupsSequence, strict=True):
         (source,) = groups.DerivationImageSequence[0].SourceImageSequence
         for value in np.unique(frame[frame != 0]).tolist():
             is_binary = ds.BitsAllocated == 1

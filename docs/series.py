@@ -4,6 +4,7 @@
 this program would write.
 """
 
+import math
 import os
 import re
 import sys
@@ -15,12 +16,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from highdicom import Volume
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.uid import UID
 
 from dicomnode.errors import InputError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.facts import facts_of
+from dicomnode.imaging.frames import read_frames
+from dicomnode.imaging.pixels import decode_planes
 from dicomnode.imaging.series import check_supported, stack_volume
 from dicomnode.imaging.stacks import Stack, read_stacks
 from dicomnode.pipeline.folder import read_series
@@ -29,6 +32,8 @@ PAGE = Path(__file__).resolve().parent / "series.md"
 DATA = Path(os.environ.get("DICOMNODE_DATA", PAGE.parents[2] / "shared" / "data"))
 BEGIN, END = "<!-- begin: series -->\n", "<!-- end: series -->\n"
 MAXIMUM_MISSING = 3
+_HEADER = "| folder | images | what the node makes of it | difference to the reference |\n|---|---|---|---|"
+_MOSAIC_HEADER = "| mosaic, pixels only | transfer syntax | difference to the reference |\n|---|---|---|"
 _UID = re.compile(r"\b[0-9]+(\.[0-9]+){4,}\b")
 
 
@@ -49,10 +54,8 @@ def render(text: str, data: Path) -> str:
     """Put the table between the markers of the page's text."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    header = (
-        "| folder | images | what the node makes of it | difference to the reference |\n|---|---|---|---|\n"
-    )
-    return before + BEGIN + header + "\n".join(map(str, _rows(data))) + "\n" + END + after
+    table = "\n".join([_HEADER, *map(str, _rows(data)), "", _MOSAIC_HEADER, *_mosaics(data)])
+    return f"{before}{BEGIN}{table}\n{END}{after}"
 
 
 def _rows(data: Path) -> Iterator[Row]:
@@ -64,8 +67,13 @@ def _rows(data: Path) -> Iterator[Row]:
             found = read_series(folder)
         except InputError:
             continue
+        here = [
+            datasets
+            for datasets in found.values()
+            if all(Path(str(ds.filename)).parent == folder for ds in datasets)
+        ]
         name = str(folder.relative_to(data))
-        rows = [row for datasets in found.values() for row in _series(name, datasets, folder)]
+        rows = sorted((row for datasets in here for row in _series(name, datasets, folder)), key=str)
         for _, alike in groupby(rows, key=lambda row: (row.what, row.made, row.difference)):
             same = list(alike)
             yield same[0] if len(same) == 1 else _several(same)
@@ -103,7 +111,7 @@ def _stack(folder: str, what: str, stack: Stack, path: Path) -> Row:
     size = " × ".join(str(number) for number in image.spatial_shape)
     parts = [stack.name, f"{facts.plane}, {size} voxels of {spacing} mm", *map(_plain, stack.remarks)]
     made = "; ".join(part for part in parts if part)
-    return Row(folder=folder, what=what, made=made, difference=_difference(image, stack, path))
+    return Row(folder=folder, what=what, made=made, difference=_difference(image, path))
 
 
 def _what(datasets: Sequence[Dataset]) -> str:
@@ -111,7 +119,8 @@ def _what(datasets: Sequence[Dataset]) -> str:
     kinds = {UID(attributes.text(ds, "SOPClassUID")).name.removesuffix(" Storage") for ds in datasets}
     syntaxes = {UID(str(ds.file_meta.get("TransferSyntaxUID", ""))).name.split(" (")[0] for ds in datasets}
     frames = sum(attributes.integer(ds, "NumberOfFrames") or 1 for ds in datasets)
-    count = f"{len(datasets)} files" if frames == len(datasets) else f"{len(datasets)} files, {frames} frames"
+    count = f"{len(datasets)} file{'s' * (len(datasets) > 1)}"
+    count += f", {frames} frames" if frames > len(datasets) else ""
     vendor = attributes.text(first, "Manufacturer").split(" ")[0].title()
     return ", ".join(part for part in (vendor, *sorted(kinds), *sorted(syntaxes), count) if part)
 
@@ -121,14 +130,15 @@ def _plain(reason: object) -> str:
     return _UID.sub(lambda uid: f"…{uid[0][-4:]}", str(reason)).replace("|", "/")
 
 
-def _difference(image: Volume, stack: Stack, path: Path) -> str:
-    reference = _reference(stack, path)
+def _difference(image: Volume, path: Path) -> str:
+    reference = _reference(path)
     if reference is None:
         return "no reference"
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to the RAS of NIfTI
     ours = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(image.array), flip @ image.affine))
     theirs = nib.as_closest_canonical(nib.load(reference))
     values = np.asarray(theirs.dataobj, np.float64)
+    values = values[..., 0] if values.ndim == 4 and values.shape[3] == 1 else values
     if ours.shape != values.shape:
         return f"another shape: {ours.shape}, reference {values.shape}"
     moved = float(np.abs(ours.affine - theirs.affine).max())
@@ -137,14 +147,24 @@ def _difference(image: Volume, stack: Stack, path: Path) -> str:
     return f"{np.abs(np.asarray(ours.dataobj) - values).max():.6g}"
 
 
-def _reference(stack: Stack, path: Path) -> Path | None:
-    """Find the true volume beside a series: of its folder, or of its one file."""
+def _reference(path: Path) -> Path | None:
+    """Find the true volume beside the folder of a series."""
     beside = path.parent / f"{path.name}_ground_truth.nii.gz"
-    if beside.is_file():
-        return beside
-    names = {Path(str(frame.ds.filename)).stem for frame in stack.frames}
-    of_file = path.parent / "Ref" / f"{names.pop()}.nii" if len(names) == 1 else path / "none"
-    return of_file if of_file.is_file() else None
+    return beside if beside.is_file() else None
+
+
+def _mosaics(data: Path) -> Iterator[str]:
+    """Compare the decoded pixels of mosaics, which are refused as series, tile by tile with their volumes."""
+    for path in sorted((data / "transfer_syntaxes").rglob("In/*.dcm")):
+        (frame,) = read_frames([dcmread(path)])
+        truth = np.asarray(nib.load(path.parents[1] / "Ref" / f"{path.stem}.nii").dataobj)
+        columns, rows, slices = truth.shape
+        across = math.ceil(math.sqrt(slices))
+        (plane,) = decode_planes([frame], shape=(1, *frame.size))
+        tiles = plane.reshape(across, rows, across, columns).swapaxes(1, 2).reshape(-1, rows, columns)
+        difference = np.abs(tiles[:slices] - truth.transpose(2, 1, 0)[:, ::-1]).max()
+        syntax = UID(str(frame.ds.file_meta.TransferSyntaxUID)).name
+        yield f"| `{path.relative_to(data)}` | {syntax} | {difference:.6g} |"
 
 
 def main() -> None:

@@ -68,9 +68,11 @@ def decode_frame(code: bytes, transfer_syntax_uid: str, frame: FrameFormat) -> t
 
 
 def _jpeg(code: bytes, frame: FrameFormat) -> tuple[Stored, int]:
+    """Decode with libjpeg-turbo; JPEG's precision is not where a sign is: Bits Stored alone says that."""
     _check_end(code)
-    precision = _check(_jpeg_header(code, _SOF_JPEG), frame)
-    return imagecodecs.jpeg8_decode(code), precision
+    _check(_jpeg_header(code, _SOF_JPEG), frame)
+    values = imagecodecs.jpeg8_decode(code)
+    return values.astype(f"<u{frame.bytes_per_pixel}", copy=False), 8 * frame.bytes_per_pixel
 
 
 def _jpeg_ls(code: bytes, frame: FrameFormat) -> tuple[Stored, int]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode.errors import GeometryError
-from dicomnode.imaging.attributes import FloatArray
+from dicomnode.imaging.attributes import FloatArray, text
 from dicomnode.imaging.frames import SourceFrame
 from dicomnode.imaging.geometry import (
     POSITION_TOLERANCE_MM,
@@ -59,6 +59,17 @@ class _Shifts:
     pixels: FloatArray
     remarks: tuple[str, ...] = ()
 
+    @property
+    def low(self) -> FloatArray:
+        """The lowest shift of rows and of columns, in whole pixels."""
+        lowest: FloatArray = np.floor(self.pixels.min(axis=0))
+        return lowest
+
+    def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns that hold every plane of this size."""
+        rows, columns = (np.ceil(self.pixels.max(axis=0)) - self.low + size).astype(int).tolist()
+        return rows, columns
+
 
 def fit_grid(frames: Sequence[SourceFrame], *, series_uid: str) -> Fit:
     """Find the regular grid of parallel planes of one size that lie at different positions.
@@ -85,28 +96,32 @@ def fit_grid(frames: Sequence[SourceFrame], *, series_uid: str) -> Fit:
     start = frames[int(order[0])]
     steps = _steps(distances, start, series_uid)
     shifts = _shifts(positions, normal, np.stack([column, row]), start.pixel_spacing_mm)
-    low = np.floor(shifts.pixels.min(axis=0))
-    canvas = np.ceil(shifts.pixels.max(axis=0)) - low + start.size
+    return Fit(
+        order=order,
+        grid=_grid(start, steps, shifts, (row, column, normal)),
+        offsets=np.column_stack([steps.places, shifts.pixels - shifts.low]),
+        missing_slices=steps.missing,
+        remarks=(*steps.remarks, *shifts.remarks),
+        refusal=steps.refusal or _canvas_refusal(shifts.canvas(start.size), start.size),
+    )
+
+
+def _grid(
+    start: SourceFrame, steps: _Steps, shifts: _Shifts, directions: tuple[FloatArray, FloatArray, FloatArray]
+) -> SliceGrid:
+    row, column, normal = directions
     uid, is_own = frame_of_reference(start.ds)
     spacing = start.pixel_spacing_mm
-    grid = SliceGrid(
-        series_instance_uid=series_uid,
+    return SliceGrid(
+        series_instance_uid=text(start.ds, "SeriesInstanceUID"),
         frame_of_reference_uid=uid,
         has_own_frame_of_reference=is_own,
-        shape=(steps.count, int(canvas[0]), int(canvas[1])),
+        shape=(steps.count, *shifts.canvas(start.size)),
         spacing_mm=(steps.spacing_mm, float(spacing[0]), float(spacing[1])),
-        origin_mm=positions[0] + low[0] * spacing[0] * column + low[1] * spacing[1] * row,
+        origin_mm=start.position_mm + shifts.low[0] * spacing[0] * column + shifts.low[1] * spacing[1] * row,
         normal=normal,
         row_direction=column,
         column_direction=row,
-    )
-    return Fit(
-        order=order,
-        grid=grid,
-        offsets=np.column_stack([steps.places, shifts.pixels - low]),
-        missing_slices=steps.missing,
-        remarks=(*steps.remarks, *shifts.remarks),
-        refusal=steps.refusal or _canvas_refusal(canvas, start.size),
     )
 
 
@@ -211,10 +226,10 @@ def _is_within_pixel(drift: FloatArray, spacing_mm: FloatArray) -> bool:
     return bool(in_pixels <= SHEAR_TOLERANCE or farthest <= POSITION_TOLERANCE_MM)
 
 
-def _canvas_refusal(canvas: FloatArray, size: tuple[int, int]) -> str:
-    if (canvas <= np.multiply(size, LARGEST_CANVAS)).all():
+def _canvas_refusal(canvas: tuple[int, int], size: tuple[int, int]) -> str:
+    if canvas[0] <= LARGEST_CANVAS * size[0] and canvas[1] <= LARGEST_CANVAS * size[1]:
         return ""
     return (
-        f"the slices drift so far sideways that {canvas[0]:.0f} rows and {canvas[1]:.0f} columns would be "
+        f"the slices drift so far sideways that {canvas[0]} rows and {canvas[1]} columns would be "
         f"needed for slices of {size[0]} and {size[1]}"
     )

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.tag import Tag
 
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import FloatArray
@@ -239,7 +238,7 @@ def _private_numbers(
     header: FrameHeader, group: int, creator: str, offset: int, binary: str
 ) -> FloatArray | None:
     """Read a private element of a single-frame image; text or binary where its representation is unknown."""
-    if header.groups or Tag(group, 0x10) not in header.ds:
+    if header.groups:
         return None
     try:
         value = header.ds.private_block(group, creator)[offset].value
@@ -255,10 +254,11 @@ def _private_numbers(
 
 
 def _decoded(value: bytes, binary: str) -> FloatArray | None:
+    """Read the bytes of an element as numbers; Integer Strings, marked by `<i`, are text in most files."""
     try:
-        if value and all(byte in b"0123456789+-.eE\\ \0" for byte in value) and any(value):
-            texts = value.decode("ascii").replace("\0", " ").split("\\")
-            return np.array([float(text) for text in texts[:1]], np.float64)
+        if binary == "<i" and any(value) and all(byte in b"0123456789+- \\\0" for byte in value):
+            first = value.decode("ascii").replace("\0", " ").split("\\")[0]
+            return np.array([float(first)], np.float64)
         count = len(value) // struct.calcsize(binary)
         numbers = np.array(struct.unpack_from(f"<{count}{binary[1:]}", value), np.float64)
     except (ValueError, struct.error):

@@ -24,7 +24,7 @@ _FRAME_OF_REFERENCE = UUID("5d7b5a1c-3c0e-5f4f-9a55-0a3f6f5d4b11")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceGrid:
-    """The regular grid of one series.
+    """The regular grid of one stack.
 
     `origin_mm` is the centre of the first voxel of the first slice. The directions are
     orthonormal: `row_direction` is the direction in which the row index grows, that is

@@ -25,7 +25,7 @@ from dicomnode.errors import UnreadableInstanceError, UnsupportedSeriesError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.codestreams import FrameFormat, Stored, can_decode, decode_frame
 from dicomnode.imaging.frames import SourceFrame
-from dicomnode.imaging.modality import ModalityTransform, read_transform
+from dicomnode.imaging.modality import read_transform
 
 VOLUME_LIMIT_BYTES = 8 * 1024**3
 """No volume above this is decoded: a header can claim any size. 2048 slices of 1024 by 1024 fill it."""
@@ -64,8 +64,6 @@ class _Image:
     high_bit: int
     is_signed: bool
     padding: tuple[int, int] | None  # lowest and highest stored value that stands for no value
-    shared_groups: Sequence[Dataset]
-    frame_groups: Sequence[Dataset]
 
     @property
     def is_native(self) -> bool:
@@ -77,14 +75,10 @@ class _Image:
         """Answer for native pixels; encapsulated ones say it themselves."""
         return self.transfer_syntax_uid != ExplicitVRBigEndian
 
-    def transform(self, frame_number: int) -> ModalityTransform:
-        """Read the transformation of one of its frames, which count from 1."""
-        own = self.frame_groups[frame_number - 1 : frame_number]
-        return read_transform(self.ds, (*own, *self.shared_groups))
-
 
 _Encoded = bytes | Sequence[bytes]
 """Pixel Data of an instance: native pixels in one piece, or the codestream of each frame."""
+_Range = tuple[float, float]
 
 
 def decode_planes(
@@ -97,8 +91,9 @@ def decode_planes(
     says how to show values, not what they mean.
 
     Pixel Padding Value (PS3.3 C.7.5.1.1.2) is compared with the stored values, before the transformation,
-    and stands for no value: outside the circle of a CT it would become about -3000 HU. A padded pixel
-    becomes the lowest valid value of all frames; where signal is measured (not in CT) 0 if that is lower.
+    and stands for no value: outside the circle of a CT it would become about -3000 HU. A padded pixel beyond
+    the range of the valid values of all frames is brought to its end, as a rule to the lowest value; where
+    signal is measured (not in CT) the range goes down to 0. Within the range it stays as received.
 
     Parameters
     ----------
@@ -128,16 +123,15 @@ def decode_planes(
     held = {key: _fetch(read[key], images[key]) for key, count in uses.items() if count > 1}
     planes: NDArray[np.float32] = np.empty(shape, np.float32)
 
-    def decode(index: int) -> bool:
+    def decode(index: int) -> _Range | None:
         frame = frames[index]
         return _decode_into(planes[index], frame, read[id(frame.ds)], held.get(id(frame.ds)))
 
     with ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        is_padded = list(pool.map(decode, range(len(frames))))
-        if any(is_padded):
-            lowest = np.fmin.reduce(list(pool.map(np.fmin.reduce, planes.reshape(shape[0], -1))))
-            fill = _fill_value(float(lowest), frames[0].ds)
-            list(pool.map(lambda plane: np.copyto(plane, fill, where=np.isnan(plane)), planes))
+        found = list(pool.map(decode, range(len(frames))))
+        if any(found):
+            valid = _valid_range(planes, found, is_ct=attributes.text(frames[0].ds, "Modality") == "CT")
+            list(pool.map(lambda plane: np.clip(plane, *valid, out=plane), planes))
     return planes
 
 
@@ -191,8 +185,6 @@ def _image(ds: Dataset, syntax: str) -> _Image:
         high_bit=_whole(ds, "HighBit", bits_stored - 1, bits_allocated - 1, absent=bits_stored - 1),
         is_signed=is_signed,
         padding=_padding(ds, bits_allocated, is_signed=is_signed),
-        shared_groups=attributes.items(ds, "SharedFunctionalGroupsSequence"),
-        frame_groups=attributes.items(ds, "PerFrameFunctionalGroupsSequence"),
     )
 
 
@@ -264,12 +256,10 @@ def _native(value: bytes, image: _Image) -> bytes:
     expected = image.frame_count * image.frame.size_bytes
     if len(value) < expected:
         raise ValueError(f"there are {len(value)} bytes of Pixel Data, {expected} were expected")
-    if value[expected:].strip(
-        b"\0"
-    ):  # more than padding: Rows, Columns or Bits Allocated do not belong to it
-        raise ValueError(f"there are {len(value)} bytes of Pixel Data, only {expected} were expected")
     if not image.is_little_endian and image.frame.bytes_per_pixel == 1 and _pixel_data(image.ds).VR == "OW":
-        return np.frombuffer(value[: len(value) // 2 * 2], ">u2").astype("<u2").tobytes()  # PS3.5 A.3
+        value = np.frombuffer(value[: len(value) // 2 * 2], ">u2").astype("<u2").tobytes()  # PS3.5 A.3
+    if value[expected:].strip(b"\0"):  # more than padding: Rows, Columns or Bits Allocated are of another
+        raise ValueError(f"there are {len(value)} bytes of Pixel Data, only {expected} were expected")
     return value
 
 
@@ -287,23 +277,20 @@ def _codestreams(value: bytes, image: _Image) -> Sequence[bytes]:
 
 def _decode_into(
     plane: NDArray[np.float32], frame: SourceFrame, image: _Image, encoded: _Encoded | None
-) -> bool:
-    """Decode a frame; padded pixels become NaN. Answer whether there are such."""
+) -> _Range | None:
+    """Decode a frame, and give the range of its valid values where the image names a padding value."""
     if encoded is None:
         encoded = _fetch(image, frame)
     try:
         stored = _stored(image, encoded, frame.frame_number)
-        image.transform(frame.frame_number).apply(stored, plane)
+        read_transform(frame.ds, frame.groups).apply(stored, plane)
     except _DECODING_ERRORS as error:
         raise _undecodable(frame, error) from error
     if image.padding is None:
-        return False
+        return None
     low, high = image.padding
-    is_padding = stored == low if low == high else (stored >= low) & (stored <= high)
-    if not is_padding.any():
-        return False
-    plane[is_padding] = np.nan
-    return True
+    is_valid = (stored < low) | (stored > high)
+    return float(plane.min(where=is_valid, initial=np.inf)), float(plane.max(where=is_valid, initial=-np.inf))
 
 
 def _stored(image: _Image, encoded: _Encoded, frame_number: int) -> Stored:
@@ -338,7 +325,12 @@ def _decoded(image: _Image, encoded: _Encoded, frame_number: int) -> tuple[Store
     return values.reshape(form.rows, form.columns), 8 * form.bytes_per_pixel
 
 
-def _fill_value(lowest: float, ds: Dataset) -> float:
-    if np.isnan(lowest):  # all is padding
-        return 0.0
-    return lowest if attributes.text(ds, "Modality") == "CT" else min(lowest, 0.0)
+def _valid_range(planes: NDArray[np.float32], found: Sequence[_Range | None], *, is_ct: bool) -> _Range:
+    """Join the ranges of the frames; that of a frame without padding value is all of its own."""
+    ranges = [
+        known or (float(plane.min()), float(plane.max())) for known, plane in zip(found, planes, strict=True)
+    ]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if low > high:  # all is padding
+        return -np.inf, np.inf
+    return (low if is_ct else min(low, 0.0)), high

@@ -129,8 +129,11 @@ def _moved(
     low = np.floor(offset).astype(int)
     moved = np.full(shape, fill, np.float32)
     moved[low[0] : low[0] + plane.shape[0], low[1] : low[1] + plane.shape[1]] = plane
-    for axis, part in enumerate(offset - low):
+    for axis, part in enumerate((offset - low).tolist()):
         if part > 0:
-            later = np.roll(moved, 1, axis=axis)  # the last row and column hold the fill
-            moved = np.asarray((1 - part) * moved + part * later, np.float32)
+            lines = np.moveaxis(moved, axis, 0)
+            passed_on = lines * np.float32(part)
+            lines -= passed_on
+            lines[1:] += passed_on[:-1]
+            lines[:1] += passed_on[-1:]  # the last row and column hold the fill
     return moved

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -174,9 +175,13 @@ class Viewer:
         """Where points of patient space, (n, 3) in LPS, lie on the canvas: (n, 2) as x, y in its pixels."""
         return np.asarray(self.page.evaluate(TO_CANVAS, points_mm.tolist()), np.float64)
 
-    def messages(self) -> Sequence[str]:
-        """The notices that lie over the page at this moment."""
-        return self.page.locator("[data-sonner-toast], [role=alert], [role=alertdialog]").all_inner_texts()
+    def messages(self, *, within_s: float = 0.0) -> Sequence[str]:
+        """The notices that lie over the page now, or the first that come within a time."""
+        notices = self.page.locator("[data-sonner-toast], [role=alert], [role=alertdialog]")
+        end = time.monotonic() + within_s
+        while not notices.count() and time.monotonic() < end:
+            self.page.wait_for_timeout(100)
+        return notices.all_inner_texts()
 
     def wait_until_drawn(self) -> None:
         """Wait until every viewport has drawn its image and the browser has put it on the screen."""

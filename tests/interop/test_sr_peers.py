@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import highdicom as hd
-import nibabel as nib
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.sr.codedict import codes
 
 from dicomnode.imaging import seg_write, sr_write
 from dicomnode.imaging.findings import Findings, measure
@@ -148,27 +146,23 @@ def test_dcmqi_reads_the_same_figures(case, need_program, tmp_path):
     assert units == len(figures) * ["cm3", case.unit, case.unit]
     if case.form not in ("images", "nothing"):
         assert [group["ReferencedSegment"] for group in read["Measurements"]] == [1, 2][: len(figures)]
-    assert len(read["imageLibrary"]) == len(case.findings.stack.datasets)
+    assert {ds.SOPInstanceUID for ds in case.findings.stack.datasets} <= set(read["imageLibrary"])
 
 
 def test_highdicom_reads_the_same_figures(case):
     content = hd.sr.srread(case.path).content
 
     groups = content.get_volumetric_roi_measurement_groups() + content.get_image_measurement_groups()
-    figures = {
-        str(group.tracking_uid): [
-            *(one.value for one in group.get_measurements(name=codes.SCT.Volume)),
-            *(one.value for one in group.get_measurements() if one.derivation == codes.SCT.Mean),
-            *(one.value for one in group.get_measurements() if one.derivation == codes.SCT.StandardDeviation),
-        ]
-        for group in groups
-    }
+    figures = {str(group.tracking_uid): [one.value for one in group.get_measurements()] for group in groups}
+    derivations = [one.derivation.meaning for group in groups for one in group.get_measurements()[1:]]
     assert figures == expected_figures(case)
-    assert {group.finding_type.meaning for group in groups} <= {"Hippocampus"}
+    assert derivations == len(groups) * ["Mean", "Standard Deviation"]
 
 
 def test_dcmtk_prints_the_report(case, need_program):
-    said = run(need_program("dsrdump"), "--print-all", case.path)
+    # DCMTK 3.6.7 does not know the class of a label map, nor that of an image of it in a report.
+    lenient = ["--ignore-item-errors"] if case.form == "label map" else []
+    said = run(need_program("dsrdump"), "--print-long-values", *lenient, case.path)
 
     assert 'CONTAINER:(,,"Imaging Measurement Report")' in said
     assert "AI result, not verified by a physician" in said

@@ -9,6 +9,8 @@ from dicomnode.imaging import seg_read
 from dicomnode.imaging.findings import measure
 from dicomnode.imaging.identity import mask_sha256, voxels_sha256
 from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.stacks import only_stack
+from tests.frame_builders import frame_groups, multi_frame, plane
 from tests.imaging_builders import make_card, make_series, make_volume, reread
 from tests.seg_builders import encoded_forms
 
@@ -22,7 +24,8 @@ def geometries(draw):
         draw(st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: sum(x * x for x in q) > 0.1))
     ).as_matrix()
     axes = rotation[:, draw(st.permutations(range(3)))] * draw(st.tuples(*[st.sampled_from([-1, 1])] * 3))
-    spacing = draw(st.tuples(*[st.floats(0.2, 7)] * 3))
+    # slices closer than a twentieth of a pixel would be taken for repeats of one position
+    spacing = draw(st.tuples(*[st.floats(0.4, 7)] * 3))
     origin = draw(st.tuples(*[st.floats(-300, 300)] * 3))
     return axes, spacing, origin
 
@@ -78,3 +81,69 @@ def at_the_place_of(placed, image):
     rounded = np.rint(found[:3]).astype(int)
     assert np.abs(found[:3] - rounded).max() < 2 * LARGEST_JITTER
     return placed.array[tuple(rounded)].reshape(image.shape)
+
+
+def planes_in(kind, size, generator):
+    """Instances of one series whose planes are no plain single-frame grid."""
+    if kind == "tilted":
+        return [
+            plane(k + 1, (-10, 20 + 0.6 * k, 30 + 2 * k), pixels=noise(size, generator)) for k in range(6)
+        ]
+    if kind == "gapped":
+        return [
+            plane(k + 1, (0, 0, 2 * k), pixels=noise(size, generator), SliceThickness=2)
+            for k in (0, 1, 2, 4, 5, 6)
+        ]
+    parts = {"multi-frame": [range(6)], "multi-frame in parts": [(0, 2, 4), (5, 3, 1)]}[kind]
+    return [
+        multi_frame(
+            [frame_groups((0, 0, 3 * k)) for k in part],
+            np.stack([noise(size, generator) for _ in part]),
+            number=number,
+        )
+        for number, part in enumerate(parts, start=1)
+    ]
+
+
+def noise(size, generator):
+    return generator.integers(0, 900, size).astype(np.uint16)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kind=st.sampled_from(["tilted", "gapped", "multi-frame", "multi-frame in parts"]),
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_labels_of_planes_that_are_no_plain_grid_come_back_on_the_planes(kind, size, seed):
+    generator = np.random.default_rng(seed)
+    files = planes_in(kind, size, generator)
+    files = [files[index] for index in generator.permutation(len(files))]
+    series = to_volume(files, maximum_missing=1)
+    labels = generator.integers(1, 4, series.image.shape).astype(np.uint8)
+
+    findings = measure(series.image.with_array(labels), series=series, card=CARD)
+
+    for form, ds in encoded_forms(findings).items():
+        read = reread(ds)
+        decoded = seg_read.decode(read, stack=only_stack(files[::-1]), card=CARD)
+        assert decoded.flags == ()
+        for found in findings.found:
+            np.testing.assert_array_equal(
+                decoded.masks[found.segment.label], findings.labels == found.segment.segment_number
+            )
+        remarks = findings.stack.remarks
+        assert ("see Image Comments" in read.ContentDescription) == bool(remarks)
+        assert all(remark in read.get("ImageComments", "") for remark in remarks)
+        if form == "label map":
+            assert_frames_lie_on_their_planes(read, findings.stack.frames)
+
+
+def assert_frames_lie_on_their_planes(ds, planes):
+    for groups, place in zip(ds.PerFrameFunctionalGroupsSequence, planes[::-1], strict=True):
+        (source,) = groups.DerivationImageSequence[0].SourceImageSequence
+        assert source.ReferencedSOPInstanceUID == place.sop_instance_uid
+        assert source.get("ReferencedFrameNumber") == (place.frame_number if place.is_multi_frame else None)
+        np.testing.assert_allclose(
+            groups.PlanePositionSequence[0].ImagePositionPatient, place.position_mm, atol=1e-9
+        )

@@ -4,7 +4,14 @@ import random
 
 import numpy as np
 import pytest
-from pydicom.uid import LegacyConvertedEnhancedMRImageStorage
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    EnhancedPETImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    LegacyConvertedEnhancedPETImageStorage,
+)
 
 from dicomnode.errors import GeometryError, UnreadableInstanceError, UnsupportedSeriesError
 from dicomnode.imaging.series import to_volume
@@ -263,6 +270,27 @@ def test_a_multi_frame_image_becomes_a_volume_in_the_order_of_its_positions():
     assert [frame.is_multi_frame for frame in volume.stack.frames] == [True] * 3
     np.testing.assert_allclose(volume.image.affine @ [2, 1, 1, 1], [6, 7, 4, 1])
     assert len(volume.sources) == 1
+
+
+@pytest.mark.parametrize(
+    "sop_class",
+    [
+        EnhancedCTImageStorage,
+        EnhancedMRImageStorage,
+        EnhancedPETImageStorage,
+        LegacyConvertedEnhancedCTImageStorage,
+        LegacyConvertedEnhancedMRImageStorage,
+        LegacyConvertedEnhancedPETImageStorage,
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_multi_frame_class_of_ct_mr_and_pet_is_read(sop_class, count):
+    frames = [frame_groups((0, 0, z)) for z in range(count)]
+
+    volume = to_volume([multi_frame(frames, values(count), SOPClassUID=sop_class)])
+
+    assert volume.image.array[:, 0, 0].tolist() == list(range(1, count + 1))
+    assert all(frame.is_multi_frame for frame in volume.stack.frames)
 
 
 def test_functional_groups_of_a_frame_come_before_those_of_all_frames():

@@ -128,7 +128,7 @@ def test_of_a_study_only_the_best_series_is_segmented_once_the_study_is_quiet(sc
     assert "until its study is complete" in row.reason
     scene.later(900)
     jobs = {job.subject: job for job in (best.claim(JobKind.SEGMENT_SERIES) for _ in range(2))}
-    with pytest.raises(UnsupportedSeriesError, match="is better: .*7 slices"):
+    with pytest.raises(UnsupportedSeriesError, match=r"is better: .*7 slices"):
         segment_series(jobs[short[0].SeriesInstanceUID], best.tools)
     segment_series(jobs[long[0].SeriesInstanceUID], best.tools)
     assert scene.tools.store.series.state(long[0].SeriesInstanceUID) is SeriesState.SEGMENTED
