@@ -41,7 +41,10 @@ class Range:
     max: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Answer whether a number lies in the range; whole numbers exactly, others up to `ROUNDING`."""
+        """Answer whether a number lies in the range; whole limits keep whole numbers out exactly.
+
+        What is not whole, or held against such a limit, may miss it by `ROUNDING`.
+        """
         return not (self._misses(value, self.min, -1) or self._misses(value, self.max, 1))
 
     def in_words(self, unit: str = "") -> str:
@@ -55,7 +58,8 @@ class Range:
     def _misses(value: float, limit: float | None, side: int) -> bool:
         if limit is None or (value - limit) * side <= 0:
             return False
-        return isinstance(value, int) or not math.isclose(value, limit, rel_tol=ROUNDING)
+        is_counted = float(value).is_integer() and float(limit).is_integer()
+        return is_counted or not math.isclose(value, limit, rel_tol=ROUNDING)
 
 
 def in_figures(value: float) -> str:
@@ -76,6 +80,8 @@ def _range(value: object) -> Range | None:
         raise ValueError("a range was expected: { min = 1, max = 2 }, or one of the two")
     if not all(isinstance(limit, int | float) and not isinstance(limit, bool) for limit in value.values()):
         raise ValueError("min and max of a range must be numbers")
+    if not all(math.isfinite(limit) for limit in value.values()):
+        raise ValueError("min and max of a range must be finite; leave out the side without a limit")
     made = Range(min=value.get("min"), max=value.get("max"))
     if made.min is not None and made.max is not None and made.min > made.max:
         raise ValueError(f"min {in_figures(made.min)} is above max {in_figures(made.max)}; nothing would fit")

@@ -50,6 +50,7 @@ class JobPriority(IntEnum):
     ROUTINE = 0
     URGENT = 10
     UNROUTED = 20  # a series whose route, and with it its priority, is not known yet
+    FORCED = 30  # a person asked for it: it waits for nothing
 
 
 class JobState(StrEnum):

@@ -24,7 +24,7 @@ from dicomnode.imaging import attributes
 from dicomnode.imaging.facts import facts_of
 from dicomnode.imaging.frames import read_frames
 from dicomnode.imaging.pixels import decode_planes
-from dicomnode.imaging.series import check_supported, stack_volume
+from dicomnode.imaging.series import stack_volume, supported_images
 from dicomnode.imaging.stacks import Stack, read_stacks
 from dicomnode.pipeline.folder import read_series
 
@@ -92,8 +92,7 @@ def _several(rows: Sequence[Row]) -> Row:
 def _series(folder: str, datasets: Sequence[Dataset], path: Path) -> Iterator[Row]:
     what = _what(datasets)
     try:
-        check_supported(datasets)
-        stacks = read_stacks(datasets)
+        stacks = read_stacks(supported_images(datasets))
     except InputError as error:
         yield Row(folder=folder, what=what, made=f"refused: {_plain(error)}", difference="")
         return

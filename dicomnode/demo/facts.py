@@ -26,8 +26,7 @@ def are_settled(series_uids: Collection[str], store: Store) -> bool:
     """Answer whether every series has its result at the PACS, or will not get one."""
     rows = [store.series.get(uid) for uid in series_uids]
     return all(
-        row is not None
-        and (row.state in _SETTLED or (row.state is SeriesState.SEGMENTED and row.reason))
+        row is not None and (row.state in _SETTLED or (row.state is SeriesState.SEGMENTED and row.reason))
         for row in rows
     )
 

@@ -13,7 +13,9 @@ from dicomnode.cli.show import table
 from dicomnode.demo.inputs import InputSeries
 from dicomnode.demo.stage import MODEL
 from dicomnode.imaging import preview, seg_read
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.regrid import mask_to_image
+from dicomnode.imaging.series import stack_volume
+from dicomnode.imaging.stacks import read_stacks
 from dicomnode.ml import package
 from dicomnode.settings import shipped_models_folder
 
@@ -108,15 +110,16 @@ def _times(summary: Summary) -> list[tuple[str, str]]:
 
 def draw(one: InputSeries, ours: Dataset, theirs: Dataset, folder: Path, *, number: int) -> list[Path]:
     """Draw our segmentation and the reader's over the image, as two pictures."""
-    series = to_volume([dcmread(path) for path in one.files])
+    stack = seg_read.stack_of(ours, read_stacks([dcmread(path) for path in one.files]))
+    series = stack_volume(stack, maximum_missing=stack.missing_slices)
     card = package.read(shipped_models_folder() / MODEL).card
     made = []
     for who, seg in (("segmentation", ours), ("correction", theirs)):
-        masks = seg_read.decode(seg, stack=series.stack, card=card).masks
+        masks = seg_read.decode(seg, stack=stack, card=card).masks
         labels = np.zeros(series.image.spatial_shape, np.uint8)
         for segment in card.segments:
             if segment.label in masks:
-                labels[masks[segment.label]] = segment.segment_number
+                labels[mask_to_image(masks[segment.label], stack)] = segment.segment_number
         path = folder / f"{who}-{number}.png"
         preview.montage(series.image, labels, card, title=f"{who.capitalize()}: {one.title}").save(path)
         made.append(path)

@@ -282,7 +282,5 @@ def _from_pacs(stage: Stage, result: ResultRecord) -> Dataset:
     sent = next(one for one in result.objects if one.form is ResultForm.SEG)
     path = stage.pacs_folder / sent.series_instance_uid / f"{sent.sop_instance_uid}.dcm"
     if not path.is_file():
-        raise DemoError(
-            f"the node says that {sent.sop_instance_uid} was delivered, but {path} is not there"
-        )
+        raise DemoError(f"the node says that {sent.sop_instance_uid} was delivered, but {path} is not there")
     return dcmread(path)

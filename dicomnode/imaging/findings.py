@@ -94,19 +94,14 @@ def measure(labels: Volume, *, series: SeriesVolume, card: ModelCard) -> Finding
         tally.add(index, plane, series.planes[index])
     counts = tally.counts.sum(axis=0) if on_planes is on_grid else _counts(on_grid)
     _check_numbers(counts, card)
-    voxel_ml = float(np.prod(series.image.spacing)) / 1000.0
-    digests = {s.label: tally.digest(s.segment_number) for s in card.segments}
+    millilitres = counts * (float(np.prod(series.image.spacing)) / 1000.0)
     measures = tuple(
-        Measure(
-            segment=s,
-            voxels=int(tally.voxels[s.segment_number]),
-            millilitres=int(counts[s.segment_number]) * voxel_ml,
-            mean=tally.mean_of(s.segment_number),
-            sd=tally.sd_of(s.segment_number),
-            sha256=digests[s.label],
-            tracking_uid=tracking_uid(series.stack.series_instance_uid, s.label),
+        tally.measure(
+            segment,
+            millilitres=float(millilitres[segment.segment_number]),
+            series_instance_uid=series.stack.series_instance_uid,
         )
-        for s in card.segments
+        for segment in card.segments
     )
     return Findings(
         stack=series.stack,
@@ -165,15 +160,19 @@ class _Tally:
         self.voxels = total
         self.counts[index] = count
 
-    def mean_of(self, number: int) -> float | None:
-        return float(self._mean[number]) if self.voxels[number] else None
-
-    def sd_of(self, number: int) -> float | None:
+    def measure(self, segment: Segment, *, millilitres: float, series_instance_uid: str) -> Measure:
+        """Give the figures of one label."""
+        number = segment.segment_number
         voxels = int(self.voxels[number])
-        return float(np.sqrt(self._squares[number] / voxels)) if voxels else None
-
-    def digest(self, number: int) -> Sha256:
-        return self._digests.get(number, MaskDigest(self._shape)).sha256()
+        return Measure(
+            segment=segment,
+            voxels=voxels,
+            millilitres=millilitres,
+            mean=float(self._mean[number]) if voxels else None,
+            sd=float(np.sqrt(self._squares[number] / voxels)) if voxels else None,
+            sha256=self._digests.get(number, MaskDigest(self._shape)).sha256(),
+            tracking_uid=tracking_uid(series_instance_uid, segment.label),
+        )
 
 
 def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomnode.errors import GeometryError
 from dicomnode.imaging.attributes import FloatArray, text
 from dicomnode.imaging.frames import SourceFrame
 from dicomnode.imaging.geometry import (
@@ -24,6 +23,8 @@ REGULAR_PLANES = 0.5
 """More than this part of the planes must lie on the grid of that spacing."""
 LARGEST_CANVAS = 3
 """Tilted planes may need an image of this many times their rows or columns."""
+UNKNOWN_SPACING_MM = 1.0
+"""Stands for the spacing of a single plane that says none; no volume is made of it."""
 _NAMED_GAPS = 3
 _SHIFT_DIGITS = 6  # of a shift in pixels; what is beyond is rounding, which would cost a row
 
@@ -85,7 +86,7 @@ def fit_grid(frames: Sequence[SourceFrame], *, series_uid: str) -> Fit:
     Raises
     ------
     GeometryError
-        The orientation is not two orthogonal unit vectors, or one plane says no spacing or thickness.
+        The orientation is not two orthogonal unit vectors.
     """
     first = frames[0]
     row, column, normal = orthonormal(first.row_cosines, first.column_cosines, series_uid)
@@ -94,7 +95,7 @@ def fit_grid(frames: Sequence[SourceFrame], *, series_uid: str) -> Fit:
     order = np.argsort(distances, kind="stable")
     positions, distances = positions[order], distances[order]
     start = frames[int(order[0])]
-    steps = _steps(distances, start, series_uid)
+    steps = _steps(distances, start)
     shifts = _shifts(positions, normal, np.stack([column, row]), start.pixel_spacing_mm)
     return Fit(
         order=order,
@@ -125,9 +126,9 @@ def _grid(
     )
 
 
-def _steps(distances: FloatArray, first: SourceFrame, series_uid: str) -> _Steps:
+def _steps(distances: FloatArray, first: SourceFrame) -> _Steps:
     if len(distances) == 1:
-        return _Steps(spacing_mm=_nominal_spacing(first, series_uid), places=np.zeros(1), count=1)
+        return _one_step(first)
     gaps = np.diff(distances)
     spacing = float(distances[-1] - distances[0]) / gaps.size
     counted = np.arange(len(distances), dtype=np.float64)
@@ -187,17 +188,15 @@ def _gap_remarks(gaps: FloatArray, distances: FloatArray, spacing: float) -> lis
 
 
 def _tolerance(spacing: float) -> float:
-    return max(POSITION_TOLERANCE_MM, SLICE_TOLERANCE * spacing)
+    return max(min(POSITION_TOLERANCE_MM, SHEAR_TOLERANCE * spacing), SLICE_TOLERANCE * spacing)
 
 
-def _nominal_spacing(frame: SourceFrame, series_uid: str) -> float:
+def _one_step(frame: SourceFrame) -> _Steps:
     nominal = frame.slice_spacing_mm or frame.slice_thickness_mm
+    refusal = ""
     if nominal is None:
-        raise GeometryError(
-            f"series {series_uid} has one slice and neither Spacing Between Slices nor Slice Thickness "
-            f"({frame.name})"
-        )
-    return nominal
+        refusal = f"one slice and neither Spacing Between Slices nor Slice Thickness ({frame.name})"
+    return _Steps(spacing_mm=nominal or UNKNOWN_SPACING_MM, places=np.zeros(1), count=1, refusal=refusal)
 
 
 def _shifts(

@@ -116,6 +116,16 @@ class FrameFacts:
         return self.header.number("", "InversionTime") if found is None else found
 
     @property
+    def repetition_time_ms(self) -> float | None:
+        """Repetition Time (0018,0080)."""
+        return self.header.number("MRTimingAndRelatedParametersSequence", "RepetitionTime")
+
+    @property
+    def flip_angle_deg(self) -> float | None:
+        """Flip Angle (0018,1314)."""
+        return self.header.number("MRTimingAndRelatedParametersSequence", "FlipAngle")
+
+    @property
     def b_value(self) -> float | None:
         """Diffusion b-value in s/mm2: the standard attribute, else that of Siemens, Philips or GE."""
         standard = self.header.number("MRDiffusionSequence", "DiffusionBValue")

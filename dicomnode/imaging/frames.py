@@ -123,7 +123,7 @@ def _frames_of(ds: Dataset) -> Iterator[SourceFrame]:
     size = (attributes.integer(ds, "Rows") or 0, attributes.integer(ds, "Columns") or 0)
     if min(size) < 1:
         raise GeometryError(f"{_where(ds)}: {size[0]} Rows and {size[1]} Columns")
-    is_only = attributes.integer(ds, "NumberOfFrames") in {None, 1}
+    is_only = (attributes.integer(ds, "NumberOfFrames") or 1) == 1
     for number, header in enumerate(frame_headers(ds), start=1):
         try:
             yield _frame(header, number, size, FrameHeader(ds if is_only else Dataset(), header.groups))

@@ -155,7 +155,7 @@ def findings_montage(findings: Findings, *, title: str, notes: Sequence[str] = (
         title=title,
         notes=[_view_note(scene), *notes],
         legend=[(one.segment.rgb, _measured(one.segment.label, one.millilitres)) for one in findings.found],
-        remarks=[*_absent(findings), *stack.remarks],
+        remarks=[*_absent(findings), *(f"{remark[:1].upper()}{remark[1:]}" for remark in stack.remarks)],
     )
     segments = findings.card.segments
     if not findings.found:

@@ -189,10 +189,16 @@ def _image_reference(frame: SourceFrame) -> bytes:
 
 
 def _on_plane(ring: FloatArray, frame: SourceFrame) -> FloatArray:
-    """Place a ring of (row, column) in patient space, rounded (PS3.3 C.7.6.2.1.1)."""
+    """Place a ring of (row, column) in patient space, rounded (PS3.3 C.7.6.2.1.1).
+
+    It begins after the step that goes farthest in x and y: plastimatch 1.9.4 takes a last point for the
+    first one repeated where only z tells them apart, as on sagittal and coronal planes.
+    """
     steps = np.stack([frame.column_cosines, frame.row_cosines]) * frame.pixel_spacing_mm[:, None]
     places = max(ceil(-log10(PRECISION * float(frame.pixel_spacing_mm.min()))), 0)
-    return np.asarray(np.round(frame.position_mm + ring @ steps, places) + 0.0)  # no negative zero
+    points = np.round(frame.position_mm + ring @ steps, places) + 0.0  # no negative zero
+    sideways = np.abs(points - np.roll(points, 1, axis=0))[:, :2].sum(axis=1)
+    return np.roll(points, -int(sideways.argmax()), axis=0)
 
 
 def _contour(points: FloatArray, number: int) -> bytes:

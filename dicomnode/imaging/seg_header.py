@@ -40,6 +40,18 @@ _BACKGROUND = Code(value="125040", scheme="DCM", meaning="Background")
 _LOSSY = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
+def check_references(stack: Stack) -> None:
+    """Raise `UnreadableInstanceError` for sources that cannot be referred to."""
+    keywords = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID")
+    for source in stack.datasets:
+        missing = [keyword for keyword in keywords if not attributes.text(source, keyword)]
+        if missing:
+            raise UnreadableInstanceError(
+                f"series {stack.series_instance_uid}: instance {attributes.text(source, 'SOPInstanceUID')} "
+                f"lacks {', '.join(missing)}"
+            )
+
+
 def write_identity(ds: Dataset, findings: Findings, *, key: tuple[str, ...], run: Run) -> None:
     """Derive the UIDs of a segmentation from source, model and run; that of the instance from voxels too.
 
@@ -167,18 +179,6 @@ def _reference(source: Dataset) -> Dataset:
     item.ReferencedSOPClassUID = attributes.text(source, "SOPClassUID")
     item.ReferencedSOPInstanceUID = attributes.text(source, "SOPInstanceUID")
     return item
-
-
-def check_references(stack: Stack) -> None:
-    """Raise `UnreadableInstanceError` for sources that cannot be referred to."""
-    keywords = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID")
-    for source in stack.datasets:
-        missing = [keyword for keyword in keywords if not attributes.text(source, keyword)]
-        if missing:
-            raise UnreadableInstanceError(
-                f"series {stack.series_instance_uid}: instance {attributes.text(source, 'SOPInstanceUID')} "
-                f"lacks {', '.join(missing)}"
-            )
 
 
 def _write_comments(ds: Dataset, stack: Stack) -> None:

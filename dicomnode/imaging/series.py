@@ -71,8 +71,7 @@ def to_volume(datasets: Sequence[Dataset], *, maximum_missing: int = 0) -> Serie
     """
     if not datasets:
         raise GeometryError("no images: at least one slice was expected")
-    check_supported(datasets)
-    return stack_volume(only_stack(datasets), maximum_missing=maximum_missing)
+    return stack_volume(only_stack(supported_images(datasets)), maximum_missing=maximum_missing)
 
 
 def stack_volume(stack: Stack, *, maximum_missing: int = 0) -> SeriesVolume:
@@ -110,18 +109,25 @@ def _check_gaps(stack: Stack, maximum_missing: int) -> None:
         raise GeometryError(f"series {stack.series_instance_uid}{named}: {'; '.join(defects)}")
 
 
-def check_supported(datasets: Sequence[Dataset]) -> None:
-    """Raise `UnsupportedSeriesError` for a series of a kind that is not read; pixels are not decoded."""
-    for ds in datasets:
-        reason = _unsupported_reason(ds)
+def supported_images(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Give the images of a series that can be slices of a volume, in their order; pixels are not decoded.
+
+    Scanners put scouts, screen captures and reports beside the slices. Localizers and objects of other
+    classes are therefore left out where there is something else.
+
+    Raises
+    ------
+    UnsupportedSeriesError
+        Nothing else is there, or an image that is no localizer is of a kind that is not read.
+    """
+    slices = [ds for ds in datasets if not (_other_class(ds) or _localizer(ds))]
+    for ds in slices or datasets:
+        reason = _other_class(ds) or _other_pixels(ds) or _other_layout(ds)
         if reason:
             raise UnsupportedSeriesError(
                 f"series {attributes.text(ds, 'SeriesInstanceUID')}: {reason} (instance {_instance(ds)})"
             )
-
-
-def _unsupported_reason(ds: Dataset) -> str | None:
-    return _other_class(ds) or _other_pixels(ds) or _other_layout(ds)
+    return slices
 
 
 def _other_class(ds: Dataset) -> str | None:
@@ -152,15 +158,25 @@ def _colour(ds: Dataset) -> str | None:
 
 
 def _other_layout(ds: Dataset) -> str | None:
-    image_type = [value.upper() for value in attributes.texts(ds, "ImageType")]
-    if "MOSAIC" in image_type or siemens_mosaic_tiles(ds) > 1:
+    if "MOSAIC" in _image_type(ds) or siemens_mosaic_tiles(ds) > 1:
         return "a mosaic shows many slices in one image; send the unpacked or enhanced form"
-    if "LOCALIZER" in image_type or _has_localizers_only(ds, image_type):
-        return "a localizer is not a volume"
+    if reason := _localizer(ds):
+        return reason
     if is_multi_frame(ds) and not attributes.items(ds, "PerFrameFunctionalGroupsSequence"):
         frames = attributes.text(ds, "NumberOfFrames") or "no Number of Frames"
         return f"{frames} frames without functional groups that say where they lie"
     return None
+
+
+def _localizer(ds: Dataset) -> str | None:
+    image_type = _image_type(ds)
+    if "LOCALIZER" in image_type or _has_localizers_only(ds, image_type):
+        return "a localizer is not a volume"
+    return None
+
+
+def _image_type(ds: Dataset) -> list[str]:
+    return [value.upper() for value in attributes.texts(ds, "ImageType")]
 
 
 def _has_localizers_only(ds: Dataset, image_type: list[str]) -> bool:

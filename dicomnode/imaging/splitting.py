@@ -20,6 +20,8 @@ from dicomnode.imaging.geometry import (
 
 REPEAT_TOLERANCE = 0.05
 """Planes less than this part of a pixel apart lie at one position."""
+SEPARATE_PIXELS = 2.0
+"""Planes of one height belong to slabs side by side where they lie more than this beside each other."""
 LARGEST_KEY_SET = 3
 
 Codes = NDArray[np.intp]
@@ -49,6 +51,8 @@ _KEYS = (
     _Key("echo time", " ms", lambda facts: facts.echo_time_ms),
     _Key("echo number", "", lambda facts: facts.echo_number),
     _Key("inversion time", " ms", lambda facts: facts.inversion_time_ms),
+    _Key("repetition time", " ms", lambda facts: facts.repetition_time_ms),
+    _Key("flip angle", " degrees", lambda facts: facts.flip_angle_deg),
     _Key("b-value", " s/mm2", lambda facts: facts.b_value),
     _Key("temporal position", "", lambda facts: facts.temporal_position),
     _Key("trigger time", " ms", lambda facts: facts.trigger_time_ms),
@@ -139,9 +143,9 @@ def _plane_description(frame: SourceFrame) -> tuple[str, ...]:
 
 
 def split_repeated(frames: Sequence[SourceFrame], part: Part, *, series_uid: str) -> list[Part]:
-    """Split parallel planes until no two of a part lie at one position.
+    """Split parallel planes until no two of a part lie at one height along the normal.
 
-    The smallest set of keys is taken, of several the first in a fixed order, that makes as many parts as
+    Slabs side by side, as of both hips, are told apart by where they lie. Else the smallest set of keys is taken, of several the first in a fixed order, that makes as many parts as
     planes repeat at one position. Without such a set, times are taken by their rank at each position, for
     they differ from slice to slice; then a set that makes at most twice as many parts, for stacks that
     overlap at their ends.
@@ -149,7 +153,7 @@ def split_repeated(frames: Sequence[SourceFrame], part: Part, *, series_uid: str
     Raises
     ------
     GeometryError
-        Two planes lie at one position and nothing tells them apart.
+        Two planes lie at one height and nothing tells them apart.
     """
     own = [frames[index] for index in part.indices]
     places, distances = _places(own, series_uid)
@@ -157,7 +161,8 @@ def split_repeated(frames: Sequence[SourceFrame], part: Part, *, series_uid: str
     if repeats == 1:
         return [part]
     facts: list[_Fact] = []
-    found = _by_one_key(own, facts, places, repeats) or _by_keys(facts, places, repeats)
+    found = _by_keys([_side(own, series_uid)], places, repeats)
+    found = found or _by_one_key(own, facts, places, repeats) or _by_keys(facts, places, repeats)
     found = found or _by_rank(facts, places, repeats) or _by_keys(facts, places, 2 * repeats)
     if found is None:
         raise _repeated(own, places, distances, series_uid)
@@ -177,10 +182,26 @@ def _places(frames: Sequence[SourceFrame], series_uid: str) -> tuple[Codes, Floa
     _, _, normal = orthonormal(first.row_cosines, first.column_cosines, series_uid)
     distances = np.stack([frame.position_mm for frame in frames]) @ normal
     order = np.argsort(distances, kind="stable")
-    tolerance = max(POSITION_TOLERANCE_MM, REPEAT_TOLERANCE * float(first.pixel_spacing_mm.min()))
+    pixel_mm = float(first.pixel_spacing_mm.min())
+    tolerance = max(min(POSITION_TOLERANCE_MM, pixel_mm / 2), REPEAT_TOLERANCE * pixel_mm)
     places = np.empty(len(frames), np.intp)
     places[order] = np.concatenate([[0], np.cumsum(np.diff(distances[order]) > tolerance)])
     return places, distances
+
+
+def _side(frames: Sequence[SourceFrame], series_uid: str) -> _Fact:
+    """Number the places in the image plane where slabs begin; one value where planes lie above each other."""
+    first = frames[0]
+    row, column, _ = orthonormal(first.row_cosines, first.column_cosines, series_uid)
+    beside = np.stack([frame.position_mm for frame in frames]) @ np.stack([column, row]).T  # (n, 2)
+    lowest = np.empty_like(beside)
+    for axis, pixel_mm in enumerate(first.pixel_spacing_mm):
+        order = np.argsort(beside[:, axis], kind="stable")
+        ordered = beside[order, axis]
+        is_start = np.concatenate([[True], np.diff(ordered) > SEPARATE_PIXELS * pixel_mm])
+        lowest[order, axis] = ordered[is_start][np.cumsum(is_start) - 1]
+    key = _Key("rows and columns from", " mm", lambda _: None)
+    return _fact(key, [(float(r), float(c)) for r, c in np.round(lowest, 1) + 0.0])
 
 
 def _fact(key: _Key, values: Sequence[_Value]) -> _Fact:

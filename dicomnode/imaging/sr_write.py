@@ -7,6 +7,7 @@ measurements is a report that nothing was found and never a blank.
 
 from collections.abc import Sequence
 
+import numpy as np
 from highdicom.sr import (
     CodeContentItem,
     CodedConcept,
@@ -200,12 +201,17 @@ def _remarks(findings: Findings) -> list[TextContentItem]:
 def _outcome(findings: Findings) -> list[str]:
     """Say which labels were found, which not, and by which model."""
     model = findings.card.version
-    found = [f"{one.segment.label} ({one.millilitres:.4g} ml)" for one in findings.found]
+    found = [f"{one.segment.label} ({_figure(one.millilitres)} ml)" for one in findings.found]
     missing = [one.segment.label for one in findings.measures if not one.voxels]
     if not found:
         return [f"Nothing was found. Model {model} looked in these images for: {', '.join(missing)}"]
     said = [f"Found by model {model}: {', '.join(found)}"]
     return [*said, f"Looked for and not found: {', '.join(missing)}"] if missing else said
+
+
+def _figure(value: float) -> str:
+    """Write four significant digits, never with an exponent."""
+    return np.format_float_positional(value, precision=4, fractional=False, trim="-")
 
 
 def _container(name: CodedConcept | DictionaryCode, items: Sequence[ContentItem]) -> ContainerContentItem:

@@ -1,6 +1,5 @@
 """A segmentation came in: recognise it, compare it with our prediction, keep it as a training case."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -26,7 +25,7 @@ from dicomnode.imaging.corrections import Known, Recognised, SentObject
 from dicomnode.imaging.identity import BoolArray
 from dicomnode.imaging.regrid import backed_slices, mask_to_image
 from dicomnode.imaging.seg_read import DecodedSeg
-from dicomnode.imaging.series import SeriesVolume, check_supported, stack_volume
+from dicomnode.imaging.series import SeriesVolume, stack_volume, supported_images
 from dicomnode.imaging.stacks import Stack, read_stacks
 from dicomnode.pipeline.routing import choose
 from dicomnode.pipeline.tools import Tools
@@ -34,8 +33,6 @@ from dicomnode.store.records import CorrectionRecord, ResultObject, ResultRecord
 
 _UNFINISHED = frozenset({SeriesState.RECEIVING, SeriesState.QUEUED})
 _PAUSE = timedelta(seconds=10)  # until an early correction is looked at again
-_ANY_GAP = sys.maxsize
-"""Missing slices never hinder a correction: what was drawn is on planes that are there."""
 _KEPT = frozenset({Recognition.CORRECTION, Recognition.PROBABLE_CORRECTION, Recognition.ACCEPTED_UNCHANGED})
 
 
@@ -89,8 +86,7 @@ def ingest_correction(job: Job, tools: Tools) -> None:
 def _read(received: StoredInstance, ds: Dataset, source_uid: SeriesInstanceUid, tools: Tools) -> _Reading:
     """Put the masks of a received segmentation on the planes of the images that it is about."""
     images = tools.spool.read(tools.store.series.instances_of(source_uid))
-    check_supported(images)
-    stacks = read_stacks(images)
+    stacks = read_stacks(supported_images(images))
     stack = seg_read.stack_of(ds, stacks)
     results = sorted(tools.store.results.all_for_series(source_uid), key=lambda result: not result.superseded)
     card = _card(stack, results, tools)
@@ -98,7 +94,8 @@ def _read(received: StoredInstance, ds: Dataset, source_uid: SeriesInstanceUid, 
     return _Reading(
         received=received,
         ds=ds,
-        series=stack_volume(stack, maximum_missing=_ANY_GAP),
+        # Missing slices never hinder a correction: what was drawn is on planes that are there.
+        series=stack_volume(stack, maximum_missing=stack.missing_slices),
         stacks=stacks,
         card=card,
         results=results,

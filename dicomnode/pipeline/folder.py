@@ -108,7 +108,7 @@ def _segment_one(uid: str, datasets: Sequence[Dataset], out: Path, work: FolderW
     watch.lap("write results")
     objects = _write(uid, encoded, out)
     picture_path = out / f"{uid}.png"
-    preview.montage(made.series.image, found.labels, found.card, title=found.card.version).save(picture_path)
+    preview.findings_montage(found, title=found.card.version).save(picture_path)
     return FolderOutcome(
         series_instance_uid=uid,
         objects=objects,

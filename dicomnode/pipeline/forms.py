@@ -1,17 +1,22 @@
 """The objects that say what was found, in the forms that each destination asks for."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from pydicom import Dataset
 
 from dicomnode.domain import ResultForm, Sha256
+from dicomnode.errors import DicomNodeError, InputError
 from dicomnode.imaging import rtstruct_write, sc_write, seg_write, sr_write
 from dicomnode.imaging.findings import Findings, Run
 from dicomnode.imaging.identity import joined_sha256
 
 Wanted = Mapping[str, Collection[ResultForm]]
 """Name of a destination -> the forms that it gets."""
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,41 +29,119 @@ class EncodedObject:
     destinations: tuple[str, ...]
 
 
-def encode(findings: Findings, *, run: Run, wanted: Wanted) -> tuple[EncodedObject, ...]:
-    """Write what was found in every form that is asked for, each object once.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwritten:
+    """A form that could not be written; the others were."""
+
+    form: ResultForm
+    reason: str  # names no patient
+    traceback: str  # "" where the input is at fault and not the program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written(Generic[Kept]):
+    """What became of the forms of one finding."""
+
+    label_map: Kept  # of all labels
+    objects: tuple[Kept, ...]  # the label map first
+    unwritten: tuple[Unwritten, ...]
+
+
+def write(
+    findings: Findings, *, run: Run, wanted: Wanted, keep: Callable[[EncodedObject], Kept]
+) -> Written[Kept]:
+    """Write what was found in every form that is asked for, each object once, and keep it.
 
     The first object is a label map of all labels. It is what the site keeps and compares corrections
     with, whether or not a destination gets it. When nothing was found no destination gets a segmentation
     or contours; a report and a picture say so.
+
+    A form that cannot be written costs no other one. Of its own objects none is given back then, since
+    half of a series says something else than the whole.
+
+    Parameters
+    ----------
+    keep
+        Called with each object as soon as it is made, so that few are in memory.
+
+    Raises
+    ------
+    PeerError, ResourceError
+        What `keep` met; a repeat makes the same objects.
+    Exception
+        The label map cannot be written.
     """
     label_map = seg_write.encode_label_map(findings, run=run)
-    binary = seg_write.encode_binary(findings, run=run) if _takers(ResultForm.SEG, wanted) else ()
     takers = _takers(ResultForm.LABEL_MAP, wanted) if findings.found else ()
-    made = [_object(ResultForm.LABEL_MAP, label_map, takers, findings)]
-    made += [_object(ResultForm.SEG, ds, _takers(ResultForm.SEG, wanted), findings) for ds in binary]
-    made += _reports(findings, run, wanted, binary=binary, label_map=label_map)
-    if contoured := _takers(ResultForm.RTSTRUCT, wanted):
-        contours = rtstruct_write.encode(findings, run=run)
-        made += [_object(ResultForm.RTSTRUCT, contours, contoured, findings)] if contours else []
-    if pictured := _takers(ResultForm.SC, wanted):
-        pictures = sc_write.encode(findings, run=run)
-        made += [_object(ResultForm.SC, picture, pictured, findings) for picture in pictures]
-    return tuple(made)
+    kept = keep(_object(ResultForm.LABEL_MAP, label_map, takers, findings))
+    writing = _Writing(findings=findings, run=run, wanted=wanted, keep=keep, kept=[kept])
+    references = {ResultForm.LABEL_MAP: (label_map,)}
+    references[ResultForm.SEG] = writing.attempt(
+        ResultForm.SEG, lambda: seg_write.encode_binary(findings, run=run)
+    )
+    writing.attempt_reports(references)
+    writing.attempt(ResultForm.RTSTRUCT, lambda: _contours(findings, run))
+    writing.attempt(ResultForm.SC, lambda: sc_write.encode(findings, run=run))
+    return Written(label_map=kept, objects=tuple(writing.kept), unwritten=tuple(writing.unwritten))
 
 
-def _reports(
-    findings: Findings, run: Run, wanted: Wanted, *, binary: Sequence[Dataset], label_map: Dataset
-) -> list[EncodedObject]:
-    """Give each destination a report on those segmentations that it has too."""
-    by_reference: dict[ResultForm | None, list[str]] = {}
-    for name in _takers(ResultForm.SR, wanted):
-        has = [form for form in (ResultForm.SEG, ResultForm.LABEL_MAP) if form in wanted[name]]
-        by_reference.setdefault(has[0] if has and findings.found else None, []).append(name)
-    segs = {ResultForm.SEG: tuple(binary), ResultForm.LABEL_MAP: (label_map,), None: ()}
-    return [
-        _object(ResultForm.SR, sr_write.encode(findings, run=run, segs=segs[form]), tuple(names), findings)
-        for form, names in by_reference.items()
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Writing(Generic[Kept]):
+    """The forms of one finding as they are written, one after the other."""
+
+    findings: Findings
+    run: Run
+    wanted: Wanted
+    keep: Callable[[EncodedObject], Kept]
+    kept: list[Kept]
+    unwritten: list[Unwritten] = field(default_factory=list)
+
+    def attempt(self, form: ResultForm, encode: Callable[[], Iterable[Dataset]]) -> tuple[Dataset, ...]:
+        """Encode and keep all objects of a form that somebody takes, or none; gives those kept."""
+        takers = _takers(form, self.wanted)
+        return self._attempt(form, lambda: ((ds, takers) for ds in encode())) if takers else ()
+
+    def attempt_reports(self, references: Mapping[ResultForm, tuple[Dataset, ...]]) -> None:
+        """Give each destination a report on those segmentations that it has too."""
+        self._attempt(ResultForm.SR, lambda: self._reports(references))
+
+    def _reports(
+        self, references: Mapping[ResultForm, tuple[Dataset, ...]]
+    ) -> Iterator[tuple[Dataset, tuple[str, ...]]]:
+        by_reference: dict[ResultForm | None, list[str]] = {}
+        for name in _takers(ResultForm.SR, self.wanted):
+            has = [f for f in (ResultForm.SEG, ResultForm.LABEL_MAP) if f in self.wanted[name]]
+            has = [f for f in has if references[f]]
+            by_reference.setdefault(has[0] if has and self.findings.found else None, []).append(name)
+        for form, names in by_reference.items():
+            segs = references[form] if form else ()
+            yield sr_write.encode(self.findings, run=self.run, segs=segs), tuple(names)
+
+    def _attempt(
+        self, form: ResultForm, encode: Callable[[], Iterable[tuple[Dataset, tuple[str, ...]]]]
+    ) -> tuple[Dataset, ...]:
+        made: list[Dataset] = []
+        kept: list[Kept] = []
+        try:
+            for ds, takers in encode():
+                kept.append(self.keep(_object(form, ds, takers, self.findings)))
+                made.append(ds)
+        except InputError as error:
+            self.unwritten.append(Unwritten(form=form, reason=str(error), traceback=""))
+        except (DicomNodeError, MemoryError):
+            raise
+        except Exception as error:  # a fault of ours in one form must not cost the others
+            words = f"internal fault: {type(error).__name__}; the traceback is kept with the job"
+            self.unwritten.append(Unwritten(form=form, reason=words, traceback=traceback.format_exc()))
+        else:
+            self.kept.extend(kept)
+            return tuple(made)
+        return ()
+
+
+def _contours(findings: Findings, run: Run) -> tuple[Dataset, ...]:
+    contours = rtstruct_write.encode(findings, run=run)
+    return (contours,) if contours else ()
 
 
 def _takers(form: ResultForm, wanted: Wanted) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dicomnode.domain import Destination, ResultForm
 from dicomnode.errors import InputError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.facts import Facts, facts_of
-from dicomnode.imaging.series import check_supported
+from dicomnode.imaging.series import supported_images
 from dicomnode.imaging.stacks import Stack, read_stacks
 from dicomnode.pipeline.routing import Choice, Verdict, best_of, consider, to_choice
 from dicomnode.settings import RouteSettings
@@ -86,8 +86,7 @@ def rehearse(
 
 def _read(datasets: Sequence[Dataset], routes: Sequence[RouteSettings], sender: str) -> _Reading:
     try:
-        check_supported(datasets)
-        stacks = read_stacks(datasets)
+        stacks = read_stacks(supported_images(datasets))
     except InputError as error:
         return _Reading(fault=str(error))
     considered = consider(stacks, routes, sender=sender)

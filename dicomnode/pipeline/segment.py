@@ -10,17 +10,17 @@ from dicomnode.errors import UnsupportedSeriesError
 from dicomnode.imaging import findings as findings_of
 from dicomnode.imaging import seg_write
 from dicomnode.imaging.findings import Findings, Run
-from dicomnode.imaging.series import SeriesVolume, check_supported, stack_volume
+from dicomnode.imaging.series import SeriesVolume, stack_volume, supported_images
 from dicomnode.imaging.stacks import read_stacks
 from dicomnode.ml import inference
 from dicomnode.ml.inference import LoadedModel
 from dicomnode.pipeline import forms
-from dicomnode.pipeline.forms import EncodedObject, Wanted
+from dicomnode.pipeline.forms import EncodedObject, Unwritten, Wanted
 from dicomnode.pipeline.routing import Choice, choose
 from dicomnode.pipeline.tools import Stopwatch, Tools
 from dicomnode.pipeline.turns import wait_for_turn
 from dicomnode.settings import RouteSettings
-from dicomnode.store.records import ResultObject, ResultRecord, WrittenObject
+from dicomnode.store.records import ResultObject, ResultRecord, Shortfall, WrittenObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +52,14 @@ def segment_series(job: Job, tools: Tools) -> None:
     # Content is dated when the last image arrived, so that a repeat after a crash makes the same objects.
     run = Run(created_at=max(instance.received_at for instance in instances), revision=job.digest)
     made = segment(choice, model_named=tools.current_model, watch=watch)
-    encoded = forms.encode(made.findings, run=run, wanted=_wanted(choice.route, tools))
+    written = forms.write(
+        made.findings, run=run, wanted=_wanted(choice.route, tools), keep=lambda one: _keep(one, tools)
+    )
     watch.lap("write results")
-    written = [_write(one, tools) for one in encoded]
-    watch.lap("keep results")
-    record = _record(job, made.findings, written[0], seconds=watch.laps)
-    tools.store.results.finish_segmentation(job, record, written, now=tools.now())
+    record = _record(job, made.findings, written.label_map, seconds=watch.laps)
+    tools.store.results.finish_segmentation(
+        job, record, written.objects, now=tools.now(), shortfall=_shortfall(written.unwritten)
+    )
 
 
 def route(datasets: Sequence[Dataset], routes: Sequence[RouteSettings], *, sender: str) -> Choice:
@@ -68,8 +70,7 @@ def route(datasets: Sequence[Dataset], routes: Sequence[RouteSettings], *, sende
     InputError
         The series is not of a kind that is read, or no route takes it.
     """
-    check_supported(datasets)
-    return choose(read_stacks(datasets), routes, sender=sender)
+    return choose(read_stacks(supported_images(datasets)), routes, sender=sender)
 
 
 def segment(choice: Choice, *, model_named: Callable[[str], LoadedModel], watch: Stopwatch) -> Segmented:
@@ -97,7 +98,7 @@ def _wanted(chosen: RouteSettings, tools: Tools) -> Wanted:
     return {name: tools.destinations[name].results for name in names}
 
 
-def _write(one: EncodedObject, tools: Tools) -> WrittenObject:
+def _keep(one: EncodedObject, tools: Tools) -> WrittenObject:
     stored = tools.spool.write_result(one.ds, sender=tools.ae_title, created_at=tools.now())
     kept = ResultObject(
         sop_instance_uid=stored.sop_instance_uid,
@@ -106,6 +107,15 @@ def _write(one: EncodedObject, tools: Tools) -> WrittenObject:
         voxels_sha256=one.voxels_sha256,
     )
     return WrittenObject(object=kept, instance=stored, destinations=one.destinations)
+
+
+def _shortfall(unwritten: Sequence[Unwritten]) -> Shortfall | None:
+    if not unwritten:
+        return None
+    return Shortfall(
+        reason="; ".join(f"no {one.form} was written: {one.reason}" for one in unwritten),
+        traceback="\n".join(one.traceback for one in unwritten if one.traceback),
+    )
 
 
 def _record(

@@ -53,7 +53,7 @@ class JobQueue:
         run_after: datetime | None = None,
         priority: int = 0,
     ) -> bool:
-        """Add a job unless one of that kind and digest was ever added; in a rank, higher priority is first."""
+        """Add a job unless one of that kind and digest was ever added; higher priority first in a rank."""
         with self._database.writing() as session:
             return insert_job(session, kind, subject, digest, now=now, run_after=run_after, priority=priority)
 
@@ -218,7 +218,8 @@ class JobQueue:
                     .where(
                         col(SeriesTable.series_instance_uid) == row.subject,
                         col(SeriesTable.digest) == row.digest,
-                        col(SeriesTable.state) == SeriesState.SET_ASIDE,
+                        # SEGMENTED: a form of the result could not be written.
+                        col(SeriesTable.state).in_((SeriesState.SET_ASIDE, SeriesState.SEGMENTED)),
                     )
                     .values(state=SeriesState.QUEUED, reason="", updated_at=now)
                 )

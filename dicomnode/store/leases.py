@@ -67,10 +67,11 @@ def end_job(
     }
     if run_after is not None:
         values["run_after"] = run_after
-    if state is JobState.READY and _is_withdrawn(session, job):
-        values["state"] = JobState.DONE
     if not change_held(session, job, values):
         raise lease_lost(job)
+    # After the job is locked: a result that stands again in between would else be left without its job.
+    if state is JobState.READY and _is_withdrawn(session, job):
+        session.exec(update(JobTable).where(col(JobTable.id) == job.id).values(state=JobState.DONE))
     if job.kind is JobKind.DELIVER_RESULT:
         session.exec(
             update(DeliveryTable)
@@ -103,14 +104,23 @@ def revive(row: JobTable, *, now: datetime) -> None:
     row.updated_at = now
 
 
-def revive_ended(session: Session, kind: JobKind, subject: str, *, digest: str = "", now: datetime) -> None:
-    """Make the job about a subject claimable again, unless a worker has it in hand."""
+def revive_ended(
+    session: Session,
+    kind: JobKind,
+    subject: str,
+    *,
+    now: datetime,
+    digest: str = "",
+    priority: int | None = None,
+) -> None:
+    """Make the job about a subject claimable again, unless a worker has it in hand; None: same priority."""
     statement = select(JobTable).where(col(JobTable.kind) == kind, col(JobTable.subject) == subject)
     if digest:
         statement = statement.where(col(JobTable.digest) == digest)
     row = session.exec(statement.with_for_update()).one()
     if row.state != JobState.RUNNING:
         revive(row, now=now)
+        row.priority = row.priority if priority is None else priority
         session.add(row)
 
 

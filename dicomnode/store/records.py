@@ -82,6 +82,14 @@ class WrittenObject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """What is missing of a result that was kept and sent otherwise."""
+
+    reason: str
+    traceback: str  # "" where the input is at fault and not the program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultRecord:
     """What a model found in a series; the label tuples share one order, that of the model's label table.
 

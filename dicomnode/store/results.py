@@ -26,9 +26,17 @@ from dicomnode.store.audit import add_entry
 from dicomnode.store.database import Database, insert_new
 from dicomnode.store.leases import end_job, insert_job, retire_waiting, revive_ended
 from dicomnode.store.receiving import record_result_instance
-from dicomnode.store.records import Delivery, DeliveryState, ResultObject, ResultRecord, WrittenObject
+from dicomnode.store.records import (
+    Delivery,
+    DeliveryState,
+    ResultObject,
+    ResultRecord,
+    Shortfall,
+    WrittenObject,
+)
 from dicomnode.store.tables import (
     DeliveryTable,
+    JobTable,
     ResultLabelTable,
     ResultObjectTable,
     ResultTable,
@@ -51,6 +59,7 @@ class ResultRows:
         written: Sequence[WrittenObject],
         *,
         now: datetime,
+        shortfall: Shortfall | None = None,
     ) -> None:
         """End a segmentation in one transaction: result, deliveries, state of the series, end of the job.
 
@@ -62,6 +71,9 @@ class ResultRows:
         ----------
         written
             The objects in the spool, the label map that keeps the result among them.
+        shortfall
+            What could not be written. What was written is sent all the same, but the series does not become
+            delivered, and its job ends among those in trouble: a fresh start of it adds what is missing.
 
         Raises
         ------
@@ -72,7 +84,7 @@ class ResultRows:
         """
         with self._database.writing() as session:
             series = session.get(SeriesTable, job.subject, with_for_update=True)
-            end_job(session, job, JobState.DONE, now=now)
+            _end_segmentation(session, job, shortfall, now)
             is_newest = _is_newest(series, job)
             if is_newest:
                 _supersede_others(session, job.subject, result, now)
@@ -84,7 +96,7 @@ class ResultRows:
                     _add_delivery(session, result, one.object, destination, now)
             if series is not None and is_newest:
                 series.state = SeriesState.SEGMENTED
-                series.reason = NOTHING_FOUND if result.is_empty else ""
+                series.reason = _reason(result, shortfall)
                 series.model_version = result.model_version
                 series.updated_at = now
                 session.add(series)
@@ -176,6 +188,19 @@ class ResultRows:
             return None if row is None else _record(session, row)
 
 
+def _end_segmentation(session: Session, job: Job, shortfall: Shortfall | None, now: datetime) -> None:
+    if shortfall is None:
+        end_job(session, job, JobState.DONE, now=now)
+        return
+    state = JobState.FAILED if shortfall.traceback else JobState.SET_ASIDE
+    end_job(session, job, state, now=now, reason=shortfall.reason, traceback=shortfall.traceback)
+
+
+def _reason(result: ResultRecord, shortfall: Shortfall | None) -> str:
+    words = (NOTHING_FOUND if result.is_empty else "", shortfall.reason if shortfall else "")
+    return "; ".join(one for one in words if one)
+
+
 def _is_newest(series: SeriesTable | None, job: Job) -> bool:
     """Answer whether the series still waits for just this revision."""
     return series is not None and series.state == SeriesState.QUEUED and series.digest == job.digest
@@ -229,11 +254,12 @@ def _keep_result(session: Session, result: ResultRecord, *, superseded: bool) ->
         "created_at": result.created_at,
     }
     if insert_new(session, ResultTable, values) is None:
-        session.exec(
-            update(ResultTable)
-            .where(col(ResultTable.sop_instance_uid) == result.sop_instance_uid)
-            .values(superseded=superseded, source_digest=result.source_digest)
-        )
+        if not superseded:  # else it stays as it is: only a newer result withdraws its deliveries
+            session.exec(
+                update(ResultTable)
+                .where(col(ResultTable.sop_instance_uid) == result.sop_instance_uid)
+                .values(superseded=False, source_digest=result.source_digest)
+            )
         return
     hashes, millilitres = dict(result.label_sha256), dict(result.millilitres)
     tracking = dict(result.tracking_uids)
@@ -300,7 +326,7 @@ def _take_up_again(session: Session, object_sop_uid: str, destination: str, now:
 
 
 def _note_delivered(session: Session, source_series_uid: str, now: datetime) -> None:
-    """Call a series delivered when the result that stands has reached every destination it has."""
+    """Call a series delivered when the result that stands has reached every destination, in every form."""
     result = session.exec(
         select(ResultTable).where(
             col(ResultTable.source_series_uid) == source_series_uid, ~col(ResultTable.superseded)
@@ -313,6 +339,8 @@ def _note_delivered(session: Session, source_series_uid: str, now: datetime) -> 
     ).all()
     if not states or any(state != DeliveryState.SENT for state in states):
         return
+    if _falls_short(session, source_series_uid, result.source_digest):
+        return
     session.exec(
         update(SeriesTable)
         .where(
@@ -321,6 +349,18 @@ def _note_delivered(session: Session, source_series_uid: str, now: datetime) -> 
         )
         .values(state=SeriesState.DELIVERED, updated_at=now)
     )
+
+
+def _falls_short(session: Session, source_series_uid: str, source_digest: str) -> bool:
+    """Answer whether the job that made a result could not write all of it."""
+    state = session.exec(
+        select(JobTable.state).where(
+            col(JobTable.kind) == JobKind.SEGMENT_SERIES,
+            col(JobTable.subject) == source_series_uid,
+            col(JobTable.digest) == source_digest,
+        )
+    ).first()
+    return state in (JobState.SET_ASIDE, JobState.FAILED)
 
 
 def _record(session: Session, row: ResultTable) -> ResultRecord:

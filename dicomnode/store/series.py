@@ -149,6 +149,8 @@ class SeriesRows:
     def force(self, series_uid: str, *, now: datetime) -> str:
         """Queue a series at once, complete or not and whatever its state, as a person asked.
 
+        It then waits neither for off-peak hours nor for the rest of its study.
+
         Returns
         -------
             The digest of the job.
@@ -167,7 +169,7 @@ class SeriesRows:
                 message = f"series {series_uid} holds no images ({series.modality})"
                 raise InputError(message)
             add_entry(session, "series_forced", series_uid, f"state was {series.state}", now)
-            return _queue(session, series, now)
+            return _queue(session, series, now, JobPriority.FORCED)
 
     def state(self, series_uid: str) -> SeriesState | None:
         """Tell where a series stands; None when it was never received."""
@@ -220,17 +222,16 @@ class SeriesRows:
                 return False
             if series.last_received_at > now - quiet_period:  # an image came in between
                 return False
-            _queue(session, series, now)
+            _queue(session, series, now, JobPriority.UNROUTED)
         return True
 
 
-def _queue(session: Session, series: SeriesTable, now: datetime) -> str:
+def _queue(session: Session, series: SeriesTable, now: datetime, priority: JobPriority) -> str:
     """Queue what the series holds now; a revision that was done before is done again."""
     uid = series.series_instance_uid
     digest = _revision_digest(session, uid)
-    unrouted = JobPriority.UNROUTED
-    if not insert_job(session, JobKind.SEGMENT_SERIES, uid, digest, now=now, priority=unrouted):
-        revive_ended(session, JobKind.SEGMENT_SERIES, uid, digest=digest, now=now)
+    if not insert_job(session, JobKind.SEGMENT_SERIES, uid, digest, now=now, priority=priority):
+        revive_ended(session, JobKind.SEGMENT_SERIES, uid, now=now, digest=digest, priority=priority)
     series.state = SeriesState.QUEUED
     series.digest = digest
     series.reason = ""

@@ -32,7 +32,7 @@ from pydicom.uid import (
 
 from dicomnode.domain import StoredInstance
 from dicomnode.errors import InstanceMismatchError, ResourceError, SpoolFullError, UnreadableInstanceError
-from dicomnode.spool import Spool
+from dicomnode.spool import Spool, read_part_10
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
@@ -424,6 +424,23 @@ def test_odd_senders_and_modalities_are_made_harmless(spool: Spool) -> None:
     assert kept.modality == ("MR" + "X" * 14)
     assert kept.sender == "A" * 64
     assert "SourceApplicationEntityTitle" not in spool.read([kept])[0].file_meta
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES.values(), ids=SYNTAXES)
+def test_pixels_of_a_file_of_any_syntax_are_fetched_when_used(tmp_path: Path, syntax: str) -> None:
+    pixels = np.random.default_rng(1).integers(0, 4096, (256, 512), dtype=np.uint16)
+    ds = make_image(syntax=syntax)
+    ds.Rows = 256
+    ds.PixelData = pixels.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
+    if syntax == RLELossless:
+        ds.compress(RLELossless, pixels, generate_instance_uid=False)
+    ds.save_as(tmp_path / "image.dcm", enforce_file_format=True)
+
+    read = read_part_10(tmp_path / "image.dcm")
+
+    is_in_memory = syntax == DeflatedExplicitVRLittleEndian
+    assert (read.get_item("PixelData", keep_deferred=True).value is not None) == is_in_memory
+    assert np.array_equal(read.pixel_array, pixels)
 
 
 def test_real_images_of_every_syntax_are_kept(spool: Spool, data_dir: Path) -> None:

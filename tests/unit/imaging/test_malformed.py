@@ -14,7 +14,7 @@ from dicomnode.imaging.findings import measure
 from dicomnode.imaging.series import to_volume
 from dicomnode.imaging.stacks import only_stack
 from tests.imaging_builders import make_card, part_10, plain_series
-from tests.seg_builders import RUN
+from tests.seg_builders import RUN, encoded_forms
 
 CARD = make_card()
 SHAPE = (6, 5, 6)
@@ -60,19 +60,22 @@ def labels(sources):
 
 @pytest.fixture(scope="module")
 def encoded(sources, labels):
-    (ds,) = seg_write.encode_binary(measure(labels, series=to_volume(sources), card=CARD), run=RUN)
-    return part_10(ds)
+    findings = measure(labels, series=to_volume(sources), card=CARD)
+    return {form: part_10(ds) for form, ds in encoded_forms(findings).items()}
 
 
+@pytest.mark.parametrize("form", ["binary", "label map"])
 @pytest.mark.parametrize("seed", range(60))
-def test_a_damaged_segmentation_is_read_or_refused(seed, sources, encoded):
-    ds = dcmread(io.BytesIO(encoded))
+def test_a_damaged_segmentation_is_read_or_refused(seed, form, sources, encoded):
+    ds = dcmread(io.BytesIO(encoded[form]))
     damage(ds, random.Random(seed))
     known = corrections.Known(sent=[], prediction={}, model_name=CARD.name)
     try:
         seg_read.referenced_series(ds)
         seg_read.referenced_instances(ds)
-        decoded = seg_read.decode(ds, stack=only_stack(sources), card=CARD)
+        stacks = [only_stack(sources), only_stack(plain_series((3, 5, 6)))]
+        assert seg_read.stack_of(ds, stacks) in stacks
+        decoded = seg_read.decode(ds, stack=stacks[0], card=CARD)
     except InputError as refusal:
         assert str(refusal)  # noqa: PT017  # either outcome is right; a refusal must say why
     else:

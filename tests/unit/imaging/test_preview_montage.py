@@ -3,8 +3,21 @@
 import numpy as np
 import pytest
 
-from dicomnode.imaging.preview import MARGIN, montage
-from tests.imaging_builders import AXIAL, make_card, make_volume
+from dicomnode.imaging.findings import measure
+from dicomnode.imaging.overlay import spread_window, to_grey
+from dicomnode.imaging.preview import (
+    BACKGROUND,
+    MARGIN,
+    MINIMUM_WIDTH,
+    PICTURE_WIDTH,
+    findings_montage,
+    montage,
+)
+from dicomnode.imaging.series import stack_volume
+from dicomnode.imaging.stacks import only_stack
+from tests.frame_builders import tilted
+from tests.imaging_builders import AXIAL, make_card, make_series, make_volume, plain_series
+from tests.seg_builders import found_at, found_in
 
 CARD = make_card()
 
@@ -57,3 +70,48 @@ def test_without_labels_the_whole_image_is_shown():
     image = make_volume(np.zeros((4, 30, 30), np.uint16))
 
     assert not is_red(montage(image, np.zeros((4, 30, 30), np.uint8), CARD, title="nothing"))[:-70].any()
+
+
+def test_a_tilted_stack_is_shown_as_it_was_taken_with_its_remark():
+    series = stack_volume(only_stack(tilted(6)))
+    labels = np.zeros(series.image.shape, np.uint8)
+    labels[2, 2:4, 2:4] = 1
+    findings = measure(series.image.with_array(labels), series=series, card=CARD)
+
+    picture = np.asarray(findings_montage(findings, title="t")).astype(int)
+
+    assert is_red(picture)[60:].any()
+    is_amber = (picture[..., 0] > 200) & (picture[..., 1] > 140) & (picture[..., 2] < 130)
+    assert is_amber[-80:].sum() > 200  # the remark on the tilt, below the legend
+
+
+def test_long_lists_of_labels_stand_side_by_side_and_within_the_picture():
+    card = make_card([f"Structure with a long name number {number}" for number in range(1, 31)])
+    labels = np.zeros((4, 30, 30), np.uint8)
+    labels[1, 5, :30] = np.arange(1, 31)
+    findings = found_in(make_series(make_volume(np.zeros((4, 30, 30), np.uint16))), labels, card)
+
+    few = findings_montage(found_at(plain_series(), CARD, [(1, 1, 1)]), title="t")
+    many = findings_montage(findings, title="t", notes=["a long note " * 40])
+
+    assert many.width <= PICTURE_WIDTH
+    assert few.width >= MINIMUM_WIDTH
+    pixels = np.asarray(many).astype(int)
+    assert np.array_equal(
+        pixels[:, -MARGIN // 2 :], np.broadcast_to(BACKGROUND, pixels[:, -MARGIN // 2 :].shape)
+    )
+
+
+def test_where_nothing_was_found_the_whole_middle_slice_is_shown():
+    picture = findings_montage(found_at(plain_series(), CARD), title="t")
+
+    assert not is_red(picture).any()
+    assert picture.width == MINIMUM_WIDTH
+
+
+def test_the_window_leaves_out_the_rarest_values():
+    values = np.arange(1000, dtype=np.float32)
+    values[-1] = 1e6
+
+    assert spread_window(values) == pytest.approx((9.99, 994.0), abs=0.1)
+    assert to_grey(np.array([0, 10, 1e6], np.float32), (10.0, 20.0)).tolist() == [0, 0, 255]

@@ -225,3 +225,13 @@ def test_names_survive_in_every_character_set(character_set, name):
 
     assert ds.PatientName == name
     assert len(contours_of(ds)) == 1
+
+
+def test_the_last_point_differs_from_the_first_in_x_or_y_even_on_upright_planes():
+    # rows run along z, so a step from row to row changes z alone; plastimatch would drop such a last point
+    volume = make_volume(np.zeros((3, 9, 8), np.uint16), axes=OBLIQUE)
+    ds = written(found_in(make_series(volume), noise((3, 9, 8)), CARD))
+
+    for contour in contours_of(ds):
+        points = np.array(contour.ContourData, float).reshape(-1, 3)
+        assert np.abs(points[-1, :2] - points[0, :2]).max() > 0

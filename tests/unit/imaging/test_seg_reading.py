@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import seg_read
+from dicomnode.imaging.seg_pixels import LOSSY
 from dicomnode.imaging.stacks import only_stack
 from tests.imaging_builders import (
     LABEL_MAP,
@@ -205,6 +207,48 @@ def test_one_bit_run_length_encoding_is_refused_with_the_reason():
 
     with pytest.raises(CorrectionError, match="1-bit pixels in RLE Lossless are not read"):
         decode(ds, sources)
+
+
+@pytest.mark.parametrize("syntax", sorted(LOSSY))
+def test_labels_in_a_compression_that_changes_values_are_refused(syntax):
+    sources = plain_series()
+    ds = label_map(sources, [(0, np.ones((5, 6), np.uint8))])
+    ds.file_meta.TransferSyntaxUID = syntax
+
+    with pytest.raises(CorrectionError, match="which does not keep values"):
+        decode(ds, sources)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 66])
+def test_run_lengths_that_are_cut_are_refused_with_the_frame(cut):
+    sources = plain_series()
+    ds = label_map(sources, [(0, np.ones((5, 6), np.uint8))])
+    ds.compress(RLELossless)
+    (code,) = generate_frames(ds.PixelData, number_of_frames=1)
+    ds.PixelData = encapsulate([code[:cut]])
+
+    with pytest.raises(CorrectionError, match="frame 1 cannot be decoded"):
+        decode(ds, sources)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
+def test_a_label_map_of_bytes_or_words_is_read_in_every_lossless_compression(bits, syntax):
+    sources = plain_series((4, 40, 48))
+    values = np.zeros((40, 48), f"u{bits // 8}")
+    values[3:9, 2:20], values[30:, 40:] = 1, 2
+    ds = label_map(sources, [(3, values), (1, values[::-1].copy())])
+    ds.BitsAllocated = ds.BitsStored = bits
+    ds.HighBit = bits - 1
+    ds.PixelData = np.stack([values, values[::-1]]).tobytes()
+    ds.compress(syntax)
+
+    decoded = decode(ds, sources)
+
+    for label, value in ((ANTERIOR, 1), (POSTERIOR, 2)):
+        wanted = np.zeros((4, 40, 48), bool)
+        wanted[3], wanted[1] = values == value, values[::-1] == value
+        np.testing.assert_array_equal(decoded.masks[label], wanted)
 
 
 def test_frames_that_each_start_on_a_byte_are_read_and_flagged():

@@ -259,6 +259,18 @@ def test_a_label_that_was_not_found_is_named_beside_those_that_were():
     assert [item.ValueType for item in evaluations_of(ds)].count("CODE") == 1
 
 
+@pytest.mark.parametrize(
+    ("millilitres", "words"), [(0.00075, "0.00075"), (3.14159, "3.142"), (1500.0, "1500"), (11125.5, "11130")]
+)
+def test_volumes_are_said_without_exponents(millilitres, words):
+    findings = found(second=())
+    measures = (replace(findings.measures[0], millilitres=millilitres), findings.measures[1])
+
+    ds = report(replace(findings, measures=measures))
+
+    assert f"({words} ml)" in words_of(ds)[1]
+
+
 def test_what_is_not_regular_of_the_images_is_said_in_words():
     findings = found()
     stack = replace(findings.stack, name="echo time 4.6 ms", remarks=("2 slices are missing", "tilt of 12°"))
@@ -413,7 +425,7 @@ def test_a_source_with_a_malformed_header_still_gets_its_report():
     for ds in datasets:
         ds.add_new("PatientBirthDate", "LO", "31.12.1970")
         ds.add_new("StudyTime", "LO", "noon")
-        ds.add_new("PatientName", "LO", "a" * 80)
+        ds.add_new("PatientName", "LO", "a^b^c^d^e^f^g")
         del ds.PatientID
 
     ds = report(found(datasets))

@@ -408,3 +408,51 @@ def test_hostile_geometry_is_refused_before_anything_is_made_of_it(keyword, valu
 
     with pytest.raises(GeometryError, match=message):
         read_stacks(datasets)
+
+
+def test_a_single_slice_of_unknown_thickness_does_not_hinder_the_stack_beside_it():
+    scout = plane(90, (0, -50, 50), cosines=(1, 0, 0, 0, 0, -1))
+    del scout.SliceThickness
+
+    whole, single = read_stacks([*column_of_planes(HEIGHTS), scout])
+
+    assert (len(whole.frames), whole.refusal) == (len(HEIGHTS), "")
+    assert single.refusal.startswith("one slice and neither Spacing Between Slices nor Slice Thickness")
+
+
+@pytest.mark.parametrize("begins", [((0, -100), (0, 80)), ((-60, 5), (60, 5)), ((-60, -70), (60, 70))])
+def test_slabs_side_by_side_are_told_apart_by_where_they_lie(begins):
+    both = [
+        plane(10 * number + side, (x, y, z))
+        for number, z in enumerate(HEIGHTS, 1)
+        for side, (y, x) in enumerate(begins)
+    ]
+
+    first, second = read_stacks(both)
+
+    assert [first.name, second.name] == [f"rows and columns from {y}/{x} mm" for y, x in begins]
+    for stack, (y, x) in zip((first, second), begins, strict=True):
+        assert stack.is_regular
+        np.testing.assert_allclose(stack.grid.origin_mm, (x, y, HEIGHTS[0]))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "unit"), [("FlipAngle", "flip angle {} degrees"), ("RepetitionTime", "repetition time {} ms")]
+)
+def test_images_of_several_flip_angles_or_repetition_times_are_told_apart(keyword, unit):
+    both = [
+        plane(10 * number + value, (0, 0, z), **{keyword: value})
+        for number, z in enumerate(HEIGHTS, 1)
+        for value in (3, 8)
+    ]
+
+    assert [stack.name for stack in read_stacks(both)] == [unit.format(3), unit.format(8)]
+
+
+def test_slices_as_thin_as_a_microscope_makes_them_lie_at_different_positions():
+    thin = [plane(k, (0, 0, 0.008 * k), spacing=(0.008, 0.008), SliceThickness=0.008) for k in range(1, 9)]
+    (stack,) = read_stacks(thin)
+
+    assert stack.is_regular
+    assert stack.grid.spacing_mm == pytest.approx((0.008, 0.008, 0.008))
+    assert read_stacks(thin[:4] + thin[5:])[0].missing_slices == 1

@@ -261,6 +261,52 @@ def test_a_multi_frame_image_is_a_localizer_when_all_its_frames_are(types, is_re
         assert to_volume([ds]).image.shape == (2, 3, 4)
 
 
+def scout(ds):
+    ds.ImageType, ds.ImageOrientationPatient = ["ORIGINAL", "PRIMARY", "LOCALIZER"], [1, 0, 0, 0, 0, -1]
+
+
+def screen_capture(ds):
+    ds.SOPClassUID, ds.PhotometricInterpretation, ds.SamplesPerPixel = SecondaryCaptureImageStorage, "RGB", 3
+    del ds.ImagePositionPatient
+
+
+@pytest.mark.parametrize("become", [scout, screen_capture])
+def test_what_scanners_put_beside_the_slices_is_left_out(become):
+    datasets = plain_series((5, 3, 3))
+    become(datasets[0])
+
+    series = to_volume(datasets)
+
+    assert series.sources == tuple(datasets[1:])
+    np.testing.assert_array_equal(series.planes.reshape(-1), np.arange(9, 45))
+
+
+def test_a_slice_without_pixels_is_not_left_out_like_a_scout():
+    datasets = plain_series((5, 3, 3))
+    del datasets[0].PixelData
+
+    with pytest.raises(UnsupportedSeriesError, match=f"no pixel data .*{datasets[0].SOPInstanceUID}"):
+        to_volume(datasets)
+
+
+def test_a_number_of_frames_of_0_is_named_and_not_taken_for_missing_geometry():
+    datasets = plain_series()
+    for ds in datasets:
+        ds.NumberOfFrames = 0
+
+    with pytest.raises(UnreadableInstanceError, match="NumberOfFrames is 0"):
+        to_volume(datasets)
+
+
+def test_one_slice_that_does_not_say_how_thick_it_is_is_no_volume():
+    datasets = plain_series((1, 3, 3))
+    for keyword in ("SliceThickness", "SpacingBetweenSlices"):
+        datasets[0].pop(keyword, None)
+
+    with pytest.raises(GeometryError, match=f"one slice and neither .*{datasets[0].SOPInstanceUID}"):
+        to_volume(datasets)
+
+
 def test_derived_secondary_images_are_taken():
     datasets = plain_series()
     for ds in datasets:

@@ -179,7 +179,8 @@ def send_in_parts(site, series, card):
         labels[number % 8, number // 8, 2:8] = number
     findings = measure(volume.image.with_array(labels), series=volume, card=card)
     run = Run(created_at=site.clock(), revision=job.digest)
-    encoded = forms.encode(findings, run=run, wanted={"pacs": (ResultForm.SEG,)})
+    wanted = {"pacs": (ResultForm.SEG,)}
+    encoded = forms.write(findings, run=run, wanted=wanted, keep=lambda one: one).objects
     written = [keep(site, one) for one in encoded]
     record = ResultRecord(
         sop_instance_uid=written[0].instance.sop_instance_uid,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from pydicom import Dataset, dcmread
 
 from dicomnode.conditions import Preference, Range
@@ -206,6 +207,22 @@ def test_rounding_of_a_computed_length_does_not_decide(limit, miss):
     assert Range(max=limit).holds(limit * (1 + miss))
     assert not Range(min=limit).holds(limit * 0.999)
     assert not Range(max=limit).holds(limit * 1.001)
+
+
+def test_whole_numbers_are_held_against_whole_limits_exactly():
+    assert Range(max=10000).holds(10000.0)
+    assert not Range(max=10000).holds(10001.0)
+    assert not Range(min=20000).holds(19999)
+    assert is_taken(series(SeriesNumber=10000), attributes={"SeriesNumber": {"max": 10000}})
+    assert not is_taken(series(SeriesNumber=10001), attributes={"SeriesNumber": {"max": 10000}})
+
+
+@pytest.mark.parametrize(
+    "limits", [{"min": float("nan")}, {"max": float("inf")}, {"min": float("inf"), "max": 1}]
+)
+def test_limits_that_are_no_finite_numbers_are_refused(limits):
+    with pytest.raises(ValidationError, match="min and max of a range must be finite"):
+        route(where={"extent_mm": limits})
 
 
 def test_gaps_are_taken_up_to_the_number_that_a_route_allows():

@@ -59,7 +59,6 @@ def test_a_series_becomes_one_result_and_one_delivery_for_each_destination(scene
         "segment",
         "measure",
         "write results",
-        "keep results",
     ]
 
 
@@ -87,10 +86,12 @@ def test_a_repeat_after_a_crash_before_the_last_transaction_ends_alike(scene):
     choice = route(tools.spool.read(instances), tools.routes, sender="SCANNER")
     made = segment(choice, model_named=tools.current_model, watch=Stopwatch())
     run = Run(created_at=max(instance.received_at for instance in instances), revision=job.digest)
-    encoded = forms.encode(made.findings, run=run, wanted={"pacs": (ResultForm.SEG,)})
-    left = [
-        tools.spool.write_result(one.ds, sender=tools.ae_title, created_at=tools.now()) for one in encoded
-    ]
+    left = forms.write(
+        made.findings,
+        run=run,
+        wanted={"pacs": (ResultForm.SEG,)},
+        keep=lambda one: tools.spool.write_result(one.ds, sender=tools.ae_title, created_at=tools.now()),
+    ).objects
     scene.later()
 
     again = scene.claim(JobKind.SEGMENT_SERIES, owner="lives")

@@ -3,13 +3,22 @@
 from datetime import timedelta
 
 import pytest
+from pydicom.uid import generate_uid
 
 from dicomnode.conditions import Conditions, Range
 from dicomnode.domain import JobKind, JobPriority, JobState, SeriesState
 from dicomnode.errors import UnsupportedSeriesError
 from dicomnode.pipeline.segment import segment_series
 from dicomnode.settings import RouteSettings, WorkSettings
-from tests.pipeline_builders import MODEL, Scene, mr_series
+from dicomnode.worker import RetryPolicy, Worker
+from tests.pipeline_builders import LEASE, MODEL, Scene, mr_series
+
+RETRY = RetryPolicy(
+    maximum_attempts=3,
+    patience_attempts=3,
+    backoff=timedelta(seconds=1),
+    backoff_cap=timedelta(seconds=1),
+)
 
 
 def routed(scene: Scene, **changes: object) -> Scene:
@@ -22,6 +31,16 @@ def queue(scene: Scene, *series) -> None:
     for one in series:
         scene.receive(one)
     scene.quiet()
+
+
+def study(*slices: int) -> list:
+    """Series of one study, by their numbers of slices."""
+    uid = generate_uid()
+    return [mr_series(n, shape=(n, 12, 14), study_uid=uid) for n in slices]
+
+
+def state_of(scene: Scene, series) -> SeriesState | None:
+    return scene.tools.store.series.state(series[0].SeriesInstanceUID)
 
 
 def window(scene: Scene, *, opens_in: timedelta) -> str:
@@ -115,9 +134,7 @@ def test_an_off_peak_series_goes_on_inside_its_hours(scene):
 
 def test_of_a_study_only_the_best_series_is_segmented_once_the_study_is_quiet(scene):
     best = routed(scene, per_study="best")
-    short, long = mr_series(1, shape=(7, 12, 14)), mr_series(2, shape=(10, 12, 14))
-    for ds in short:
-        ds.StudyInstanceUID = long[0].StudyInstanceUID
+    short, long = study(7, 10)
     queue(best, short, long)
 
     early = best.claim(JobKind.SEGMENT_SERIES)
@@ -127,8 +144,113 @@ def test_of_a_study_only_the_best_series_is_segmented_once_the_study_is_quiet(sc
     assert row.state is JobState.READY
     assert "until its study is complete" in row.reason
     scene.later(900)
-    jobs = {job.subject: job for job in (best.claim(JobKind.SEGMENT_SERIES) for _ in range(2))}
+    for _ in range(2):
+        segment_series(best.claim(JobKind.SEGMENT_SERIES), best.tools)
+    assert state_of(scene, long) is SeriesState.SEGMENTED
+    waiting = scene.tools.store.jobs.find(
+        JobKind.SEGMENT_SERIES, scene.tools.store.series.revision_digest(short[0].SeriesInstanceUID)
+    )
+    assert waiting.state is JobState.READY
+    assert f"what becomes of {long[0].SeriesInstanceUID}" in waiting.reason
+    scene.later(30)
     with pytest.raises(UnsupportedSeriesError, match=r"is better: .*7 slices"):
-        segment_series(jobs[short[0].SeriesInstanceUID], best.tools)
-    segment_series(jobs[long[0].SeriesInstanceUID], best.tools)
-    assert scene.tools.store.series.state(long[0].SeriesInstanceUID) is SeriesState.SEGMENTED
+        segment_series(best.claim(JobKind.SEGMENT_SERIES), best.tools)
+
+
+def test_a_study_is_not_complete_before_its_series_are(scene):
+    hasty = routed(scene, per_study="best").with_changes(work=WorkSettings(study_quiet_period_s=1))
+    short, long = study(7, 10)
+    queue(hasty, short)
+    hasty.receive(long)
+
+    segment_series(hasty.claim(JobKind.SEGMENT_SERIES), hasty.tools)
+    hasty.quiet()
+    for _ in range(2):
+        segment_series(hasty.claim(JobKind.SEGMENT_SERIES), hasty.tools)
+
+    assert state_of(scene, long) is SeriesState.SEGMENTED
+    assert state_of(scene, short) is SeriesState.QUEUED
+
+
+def test_when_the_best_series_of_a_study_is_damaged_the_next_best_is_segmented(scene):
+    best = routed(scene, per_study="best")
+    short, long = study(7, 10)
+    for ds in long:
+        ds.PixelData = ds.PixelData[:-8]
+    queue(best, short, long)
+    scene.later(900)
+    worker = Worker(
+        owner="w",
+        kinds={JobKind.SEGMENT_SERIES},
+        tools=best.tools,
+        lease=timedelta(seconds=60),
+        poll_s=1,
+        retry=RETRY,
+    )
+
+    while worker.run_once():
+        pass
+    scene.later(30)
+    worker.run_once()
+
+    assert state_of(scene, long) is SeriesState.SET_ASIDE
+    assert state_of(scene, short) is SeriesState.SEGMENTED
+
+
+def test_a_series_that_comes_after_a_worse_one_was_segmented_is_segmented_too(scene):
+    best = routed(scene, per_study="best")
+    short, long = study(7, 10)
+    queue(best, short)
+    scene.later(900)
+    segment_series(best.claim(JobKind.SEGMENT_SERIES), best.tools)
+    queue(best, long)
+    scene.later(900)
+
+    segment_series(best.claim(JobKind.SEGMENT_SERIES), best.tools)
+
+    assert state_of(scene, short) is state_of(scene, long) is SeriesState.SEGMENTED
+
+
+def test_the_best_series_of_a_study_waits_for_the_off_peak_hours_too(scene):
+    closed = routed(scene, per_study="best", priority="off-peak").with_changes(
+        work=WorkSettings(off_peak=window(scene, opens_in=timedelta(hours=3)))
+    )
+    series = mr_series()
+    queue(closed, series)
+
+    segment_series(closed.claim(JobKind.SEGMENT_SERIES), closed.tools)
+    scene.later(3600)
+
+    assert scene.tools.store.jobs.claim(scene.clock(), kinds=set(JobKind), owner="w", lease=LEASE) is None
+    assert state_of(scene, series) is SeriesState.QUEUED
+
+
+def test_an_off_peak_series_that_missed_its_hours_waits_for_the_next(scene):
+    closed = routed(scene, priority="off-peak").with_changes(
+        work=WorkSettings(off_peak=window(scene, opens_in=timedelta(hours=3)))
+    )
+    series = mr_series()
+    queue(closed, series)
+    segment_series(closed.claim(JobKind.SEGMENT_SERIES), closed.tools)
+    scene.later(5 * 3600)  # nobody worked meanwhile
+
+    job = closed.claim(JobKind.SEGMENT_SERIES)
+    segment_series(job, closed.tools)
+
+    row = scene.tools.store.jobs.get(job.id)
+    assert row.state is JobState.READY
+    assert timedelta(hours=21) < row.run_after - scene.clock() < timedelta(hours=23)
+
+
+def test_a_person_can_force_a_series_that_is_not_the_best_of_its_study_before_it_is_complete(scene):
+    best = routed(scene, per_study="best", priority="off-peak").with_changes(
+        work=WorkSettings(off_peak=window(scene, opens_in=timedelta(hours=3)))
+    )
+    short, long = study(7, 10)
+    best.receive(short)
+    best.receive(long)
+
+    scene.tools.store.series.force(short[0].SeriesInstanceUID, now=scene.clock())
+    segment_series(best.claim(JobKind.SEGMENT_SERIES), best.tools)
+
+    assert state_of(scene, short) is SeriesState.SEGMENTED
