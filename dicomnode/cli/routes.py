@@ -66,7 +66,7 @@ def try_out(
 
 def _tree(study: str, plans: list[SeriesPlan]) -> Tree:
     taken = sum(plan.taken is not None for plan in plans)
-    tree = Tree(Text(f"study {study or '(no UID)'}: {taken} of {len(plans)} series taken", style="bold"))
+    tree = Tree(_text(f"study {study or '(no UID)'}: {taken} of {len(plans)} series taken", style="bold"))
     for plan in plans:
         branch = tree.add(_title(plan))
         for line in _lines(plan):
@@ -77,23 +77,28 @@ def _tree(study: str, plans: list[SeriesPlan]) -> Tree:
 def _title(plan: SeriesPlan) -> Text:
     number = "" if plan.series_number is None else f" {plan.series_number}"
     description = f" {plan.series_description}" if plan.series_description else ""
-    return Text.assemble((f"series{number}{description}", "bold"), f"  {plan.series_instance_uid}")
+    return Text.assemble(_text(f"series{number}{description}", style="bold"), f"  {plan.series_instance_uid}")
 
 
 def _lines(plan: SeriesPlan) -> Iterator[Text]:
     for facts in plan.stacks[:_STACKS_SHOWN]:
-        yield Text(f"{facts.stack}: {facts.in_words}" if facts.stack else facts.in_words)
+        yield _text(f"{facts.stack}: {facts.in_words}" if facts.stack else facts.in_words)
     if len(plan.stacks) > _STACKS_SHOWN:
         yield Text(f"and {len(plan.stacks) - _STACKS_SHOWN} more stacks")
     if plan.taken is not None:
-        yield Text(_done(plan.taken), style="green")
+        yield _text(_done(plan.taken), style="green")
         if plan.reason:
-            yield Text(plan.reason)
+            yield _text(plan.reason)
     else:
-        yield Text(f"not taken: {plan.reason}", style="yellow")
+        yield _text(f"not taken: {plan.reason}", style="yellow")
     for answer in plan.answers:
         if answer.objection is not None:
-            yield Text(_said(answer), style="dim")
+            yield _text(_said(answer), style="dim")
+
+
+def _text(words: str, *, style: str = "") -> Text:
+    """Show what headers say without the control characters by which they would steer a terminal."""
+    return Text("".join(character for character in words if character.isprintable()), style=style)
 
 
 def _done(taken: Taken) -> str:

@@ -68,7 +68,8 @@ def segment(
     """Segment every series in a folder, without a PACS and without a running node.
 
     For each series the results in the forms asked for and a PNG picture are written; a series that cannot be
-    segmented is named with the reason. Exit status 0 when at least one series was segmented.
+    segmented is named with the reason. Where a route takes only the best series of a study, that is the best
+    in the folder. Exit status 0 when at least one series was segmented.
     """
     settings = load_node_settings(config)
     work = FolderWork(

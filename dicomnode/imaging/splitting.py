@@ -145,10 +145,10 @@ def _plane_description(frame: SourceFrame) -> tuple[str, ...]:
 def split_repeated(frames: Sequence[SourceFrame], part: Part, *, series_uid: str) -> list[Part]:
     """Split parallel planes until no two of a part lie at one height along the normal.
 
-    Slabs side by side, as of both hips, are told apart by where they lie. Else the smallest set of keys is taken, of several the first in a fixed order, that makes as many parts as
-    planes repeat at one position. Without such a set, times are taken by their rank at each position, for
-    they differ from slice to slice; then a set that makes at most twice as many parts, for stacks that
-    overlap at their ends.
+    Slabs side by side, as of both hips, are told apart by where they lie. Else the smallest set of keys is
+    taken, of several the first in a fixed order, that makes as many parts as planes repeat at one height.
+    Without such a set, times are taken by their rank at each height, for they differ from slice to slice;
+    then a set that makes at most twice as many parts, for stacks that overlap at their ends.
 
     Raises
     ------
@@ -183,7 +183,9 @@ def _places(frames: Sequence[SourceFrame], series_uid: str) -> tuple[Codes, Floa
     distances = np.stack([frame.position_mm for frame in frames]) @ normal
     order = np.argsort(distances, kind="stable")
     pixel_mm = float(first.pixel_spacing_mm.min())
-    tolerance = max(min(POSITION_TOLERANCE_MM, pixel_mm / 2), REPEAT_TOLERANCE * pixel_mm)
+    widest = float(np.diff(distances[order]).max(initial=0.0))
+    repeat = min(REPEAT_TOLERANCE * pixel_mm, widest / 4)  # the slices may be much thinner than the pixels
+    tolerance = max(min(POSITION_TOLERANCE_MM, pixel_mm / 2), repeat)
     places = np.empty(len(frames), np.intp)
     places[order] = np.concatenate([[0], np.cumsum(np.diff(distances[order]) > tolerance)])
     return places, distances

@@ -20,7 +20,7 @@ from dicomnode.domain import (
     StoredInstance,
 )
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import corrections, seg_read
+from dicomnode.imaging import attributes, corrections, seg_read
 from dicomnode.imaging.corrections import Known, Recognised, SentObject
 from dicomnode.imaging.identity import BoolArray
 from dicomnode.imaging.regrid import backed_slices, mask_to_image
@@ -32,7 +32,8 @@ from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import CorrectionRecord, ResultObject, ResultRecord
 
 _UNFINISHED = frozenset({SeriesState.RECEIVING, SeriesState.QUEUED})
-_PAUSE = timedelta(seconds=10)  # until an early correction is looked at again
+_PAUSE = timedelta(seconds=10)  # until an early correction is looked at again, at first
+_LONGEST_PAUSE = timedelta(minutes=10)  # a training steps back each time, and a series may wait for hours
 _KEPT = frozenset({Recognition.CORRECTION, Recognition.PROBABLE_CORRECTION, Recognition.ACCEPTED_UNCHANGED})
 
 
@@ -64,7 +65,8 @@ def ingest_correction(job: Job, tools: Tools) -> None:
     source_uid = _source_series(ds, tools)
     if tools.store.series.state(source_uid) in _UNFINISHED:
         reason = f"waits until series {source_uid} is complete and segmented"
-        tools.store.jobs.defer(job, tools.now() + _PAUSE, now=tools.now(), reason=reason)
+        pause = min(max((tools.now() - received.received_at) / 10, _PAUSE), _LONGEST_PAUSE)
+        tools.store.jobs.defer(job, tools.now() + pause, now=tools.now(), reason=reason)
         return
     reading = _read(received, ds, source_uid, tools)
     found, prediction = _recognise(reading, tools)
@@ -88,7 +90,7 @@ def _read(received: StoredInstance, ds: Dataset, source_uid: SeriesInstanceUid, 
     images = tools.spool.read(tools.store.series.instances_of(source_uid))
     stacks = read_stacks(supported_images(images))
     stack = seg_read.stack_of(ds, stacks)
-    results = sorted(tools.store.results.all_for_series(source_uid), key=lambda result: not result.superseded)
+    results = _results(ds, source_uid, tools)
     card = _card(stack, results, tools)
     author = corrections.author(ds, received.sender)
     return _Reading(
@@ -117,6 +119,29 @@ def _source_series(ds: Dataset, tools: Tools) -> SeriesInstanceUid:
             f"(series {named or 'not named'}); send the images, then the SEG again"
         )
     return SeriesInstanceUid(named)
+
+
+def _results(ds: Dataset, source_uid: SeriesInstanceUid, tools: Tools) -> list[ResultRecord]:
+    """Our results of a series that a received object may go back to, the one that stands last.
+
+    When the route went to another model meanwhile: those of the model that the object itself names.
+    """
+    stored = tools.store.results
+    results = sorted(stored.all_for_series(source_uid), key=lambda result: not result.superseded)
+    named = stored.by_sop_uid(attributes.text(ds, "SOPInstanceUID"))
+    named = named or stored.by_result_series(attributes.text(ds, "SeriesInstanceUID"))
+    for item in attributes.items(ds, "SegmentSequence"):
+        tracking_uid = attributes.text(item, "TrackingUID")
+        named = named or (stored.by_tracking_uid(tracking_uid) if tracking_uid else None)
+    standing = named if named in results else next(reversed(results), None)
+    if standing is None:
+        return []
+    model = _model_of(standing)
+    return [result for result in results if _model_of(result) == model]
+
+
+def _model_of(result: ResultRecord) -> str:
+    return result.model_version.rpartition("@")[0]
 
 
 def _card(stack: Stack, results: Sequence[ResultRecord], tools: Tools) -> ModelCard:

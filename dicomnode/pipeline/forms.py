@@ -37,6 +37,11 @@ class Unwritten:
     reason: str  # names no patient
     traceback: str  # "" where the input is at fault and not the program
 
+    @property
+    def in_words(self) -> str:
+        """For people."""
+        return f"no {self.form} was written: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written(Generic[Kept]):
@@ -75,7 +80,7 @@ def write(
     takers = _takers(ResultForm.LABEL_MAP, wanted) if findings.found else ()
     kept = keep(_object(ResultForm.LABEL_MAP, label_map, takers, findings))
     writing = _Writing(findings=findings, run=run, wanted=wanted, keep=keep, kept=[kept])
-    references = {ResultForm.LABEL_MAP: (label_map,)}
+    references: dict[ResultForm, tuple[Dataset, ...]] = {ResultForm.LABEL_MAP: (label_map,)}
     references[ResultForm.SEG] = writing.attempt(
         ResultForm.SEG, lambda: seg_write.encode_binary(findings, run=run)
     )
@@ -131,7 +136,7 @@ class _Writing(Generic[Kept]):
         except (DicomNodeError, MemoryError):
             raise
         except Exception as error:  # a fault of ours in one form must not cost the others
-            words = f"internal fault: {type(error).__name__}; the traceback is kept with the job"
+            words = f"internal fault: {type(error).__name__}"
             self.unwritten.append(Unwritten(form=form, reason=words, traceback=traceback.format_exc()))
         else:
             self.kept.extend(kept)

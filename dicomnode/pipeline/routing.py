@@ -23,6 +23,7 @@ _CONFIDENTIAL_GROUPS = frozenset({0x0010, 0x0012, 0x0032, 0x0038, 0x0040})
 _CONFIDENTIAL_KINDS = frozenset({"DA", "DT", "LT", "PN", "ST", "TM", "UC", "UI", "UT"})  # free text, too
 _CONFIDENTIAL = frozenset({"AccessionNumber", "StudyID", "ImageComments", "DeviceSerialNumber"})
 _STACKS_NAMED = 3
+_LONGEST = 80  # characters of a value in a message: malformed ones go on for pages
 
 Uid = TypeVar("Uid", bound=str)
 
@@ -203,7 +204,7 @@ def _to_texts(
     is_shown: bool = True,
 ) -> str | None:
     """Hold texts against patterns: none may fit one with "!", and one must fit one of the others, if any."""
-    found = ("\\".join(values) if is_shown else "not shown here") if values else absent
+    found = (_short("\\".join(values)) if is_shown else "not shown here") if values else absent
     candidates = [*values, "\\".join(values)] if len(values) > 1 else values or [""]
     excluded = [pattern for pattern in patterns if pattern.startswith("!")]
     included = [pattern for pattern in patterns if not pattern.startswith("!")]
@@ -224,8 +225,13 @@ def _to_attribute(stack: Stack, keyword: str, wanted: Sequence[str] | Range) -> 
     values = attributes.numbers(ds, keyword)
     if values is not None and all(wanted.holds(float(value)) for value in values):
         return None
-    shown = "\\".join(in_figures(float(value)) for value in values) if values is not None else "absent"
+    figures = None if values is None else "\\".join(in_figures(float(value)) for value in values)
+    shown = "absent" if figures is None else _short(figures)
     return f"{keyword} is {shown if is_shown else 'not shown here'}, {wanted.in_words()} wanted"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _LONGEST else value[: _LONGEST - 1] + "…"
 
 
 def _is_confidential(keyword: str) -> bool:

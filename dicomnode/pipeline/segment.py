@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydicom import Dataset
 
 from dicomnode.domain import Job, SeriesInstanceUid, StoredInstance
-from dicomnode.errors import UnsupportedSeriesError
+from dicomnode.errors import InputError, UnsupportedSeriesError
 from dicomnode.imaging import findings as findings_of
 from dicomnode.imaging import seg_write
 from dicomnode.imaging.findings import Findings, Run
@@ -79,13 +79,18 @@ def segment(choice: Choice, *, model_named: Callable[[str], LoadedModel], watch:
     Raises
     ------
     InputError
-        The pixels cannot be decoded, or the stack is less regular than the route allows.
+        The pixels cannot be decoded, the stack is less regular than the route allows, or its image is of a
+        shape that no model takes.
     """
     series = stack_volume(choice.stack, maximum_missing=choice.route.maximum_missing_slices)
     watch.lap("read")
     model = model_named(choice.route.model)
     watch.lap("load model")
-    classes = inference.predict(model, series.image)
+    try:
+        classes = inference.predict(model, series.image)
+    except InputError as error:  # it says what the image lacks, and cannot know whose image it is
+        uid = choice.stack.series_instance_uid
+        raise UnsupportedSeriesError(f"series {uid}: {error}") from error
     watch.lap("segment")
     labels = seg_write.to_segment_numbers(classes, model.card)
     found = findings_of.measure(labels, series=series, card=model.card)
@@ -112,9 +117,10 @@ def _keep(one: EncodedObject, tools: Tools) -> WrittenObject:
 def _shortfall(unwritten: Sequence[Unwritten]) -> Shortfall | None:
     if not unwritten:
         return None
+    tracebacks = [one.traceback for one in unwritten if one.traceback]
+    kept = ["the traceback is kept with the job"] if tracebacks else []
     return Shortfall(
-        reason="; ".join(f"no {one.form} was written: {one.reason}" for one in unwritten),
-        traceback="\n".join(one.traceback for one in unwritten if one.traceback),
+        reason="; ".join([one.in_words for one in unwritten] + kept), traceback="\n".join(tracebacks)
     )
 
 

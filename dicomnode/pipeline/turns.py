@@ -72,8 +72,8 @@ def _wait_for_study(row: SeriesRow, choice: Choice, priority: JobPriority, tools
     rival, why = better
     if rival.state in _SEGMENTED:
         raise UnsupportedSeriesError(
-            f"series {row.series_instance_uid}: route {choice.route.name!r} takes the best series of a study, "
-            f"and {rival.series_instance_uid} is better: {why}"
+            f"series {row.series_instance_uid}: route {choice.route.name!r} takes the best series of a "
+            f"study, and {rival.series_instance_uid} is better: {why}"
         )
     reason = f"waits for what becomes of {rival.series_instance_uid}, which is better: {why}"
     return Wait(until=tools.now() + _PAUSE, priority=priority, reason=reason)

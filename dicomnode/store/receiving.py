@@ -89,6 +89,15 @@ def hold_series(session: Session, instance: StoredInstance, role: Role, now: dat
     return session.get(SeriesTable, uid, with_for_update=True)
 
 
+def is_ours(session: Session, instance: StoredInstance) -> bool:
+    """Answer whether an instance goes by the UID of a result made here, altered on its way or not."""
+    statement = select(InstanceTable.id).where(
+        col(InstanceTable.sop_instance_uid) == instance.sop_instance_uid,
+        col(InstanceTable.role) == Role.RESULT,
+    )
+    return session.exec(statement.limit(1)).first() is not None
+
+
 def stands_again(session: Session, instance: StoredInstance) -> bool:
     """Let an earlier variant count again when its bytes are sent once more."""
     result = session.exec(

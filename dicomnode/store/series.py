@@ -28,6 +28,7 @@ from dicomnode.store.receiving import (
     correction_digest,
     hold_series,
     instance_values,
+    is_ours,
     read_again,
     reopen,
     role_of,
@@ -48,8 +49,9 @@ class SeriesRows:
         """Make a stored file known; when this returns, the row survives a power cut.
 
         An image opens or reopens its series. A segmentation becomes a correction to read at once, and again
-        when it is sent again after it was set aside. Other bytes under a known SOP instance UID stand beside
-        the earlier ones and count from now on.
+        when it is sent again after it was set aside. A report, contours or pictures of ours that come back
+        open no series. Other bytes under a known SOP instance UID stand beside the earlier ones and count
+        from now on.
 
         Returns
         -------
@@ -62,7 +64,8 @@ class SeriesRows:
         """
         role = role_of(instance.sop_class_uid)
         with self._database.writing() as session:
-            series = None if role is Role.SEGMENTATION else hold_series(session, instance, role, now)
+            has_series = role is Role.IMAGE or (role is Role.OTHER and not is_ours(session, instance))
+            series = hold_series(session, instance, role, now) if has_series else None
             row = insert_new(session, InstanceTable, instance_values(instance, role))
             if row is None and not stands_again(session, instance):
                 if role is Role.SEGMENTATION:

@@ -55,9 +55,11 @@ class _NodeCollector(Collector):
 
     def _deliveries(self) -> Iterator[Metric]:
         pending = GaugeMetricFamily(
-            "dicomnode_deliveries_pending", "Results to be sent", labels=["destination"]
+            "dicomnode_deliveries_pending", "Objects of results to be sent", labels=["destination"]
         )
-        sent = GaugeMetricFamily("dicomnode_deliveries_sent", "Results sent", labels=["destination"])
+        sent = GaugeMetricFamily(
+            "dicomnode_deliveries_sent", "Objects of results sent", labels=["destination"]
+        )
         for one in self._overview.destinations:
             pending.add_metric([one.destination], one.pending)
             sent.add_metric([one.destination], one.sent)

@@ -12,6 +12,7 @@ from dicomnode.domain import ModelCard
 from dicomnode.imaging.findings import Findings, measure
 from dicomnode.imaging.series import SeriesVolume, stack_volume, to_volume
 from dicomnode.imaging.stacks import read_stacks
+from tests.ct_builders import ct_series, nifti_volume
 from tests.imaging_builders import make_series, make_volume
 
 HIPPOCAMPUS_STUDIES = ("Study1", "Study2", "Study3")
@@ -28,7 +29,8 @@ ENHANCED = {  # multi-frame files, and which of their stacks
     "enhanced axial": ("enhanced/nema/BRTUM001", 0),
     "enhanced of many types": ("enhanced/dcm_qa_enh/In/Philips/IM_0027_fMAP.dcm", 1),
 }
-NAMES = (*FOLDERS, *ENHANCED, "made")
+SPLEEN = "organs/spleen_msd/sub-spleen2/ct/sub-spleen2_ct.nii.gz"
+NAMES = (*FOLDERS, *ENHANCED, "spleen", "made")
 
 
 def read_series(folder: Path) -> SeriesVolume:
@@ -37,12 +39,14 @@ def read_series(folder: Path) -> SeriesVolume:
 
 
 def series_named(name: str, data_dir: Path) -> SeriesVolume:
-    """One of the real series, or `made`: an oblique series of our own writer."""
+    """One of the real series; `spleen`: a real CT written as DICOM; `made`: an oblique one of our writer."""
     if name in FOLDERS:
         return read_series(data_dir / FOLDERS[name])
     if name in ENHANCED:
         path, index = ENHANCED[name]
         return stack_volume(read_stacks([dcmread(data_dir / path)])[index])
+    if name == "spleen":
+        return to_volume(ct_series(nifti_volume(data_dir / SPLEEN)))
     values = np.random.default_rng(5).integers(0, 900, (7, 12, 10)).astype(np.uint16)
     return to_volume(make_series(make_volume(values, axes=OBLIQUE, spacing_mm=(3.3, 0.9, 0.7))))
 

@@ -137,7 +137,8 @@ def test_label_maps_and_bitmaps_of_ohif_are_read_exactly(
 
 @pytest.mark.parametrize("adapters", ADAPTERS, ids=lambda folder: folder.name)
 @pytest.mark.parametrize(
-    ("name", "step"), [*((name, 1) for name in (*FOLDERS, "made")), *((name, -1) for name in MIRRORED)]
+    ("name", "step"),
+    [*((name, 1) for name in (*FOLDERS, "spleen", "made")), *((name, -1) for name in MIRRORED)],
 )
 @pytest.mark.parametrize("form", ["binary", "label map"])
 def test_ohif_finds_our_labels_on_every_slice(

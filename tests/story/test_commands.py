@@ -248,6 +248,19 @@ def test_what_routes_do_is_told_in_words_without_the_name_of_a_patient(site: Sit
     assert "19010203" not in said
 
 
+def test_what_headers_say_does_not_steer_the_terminal(site: Site, tmp_path: Path) -> None:
+    def ring(ds: Dataset) -> None:
+        ds.SeriesDescription = "T1\x07 [red]left[/red]\x9b31m"
+
+    write_series(tmp_path / "images", slices=5, change=ring)
+
+    done = ask(site, "routes", "test", str(tmp_path / "images"))
+
+    assert "T1 [red]left[/red]31m" in done.stdout
+    assert "\x07" not in done.stdout
+    assert "\x9b" not in done.stdout
+
+
 def test_routes_that_take_nothing_of_a_folder_end_with_status_1(site: Site, tmp_path: Path) -> None:
     write_series(tmp_path / "images", slices=5)
 

@@ -17,6 +17,7 @@ from dicomnode.errors import GeometryError, UnreadableInstanceError, Unsupported
 from dicomnode.imaging.series import to_volume
 from dicomnode.imaging.stacks import only_stack, read_stacks
 from tests.frame_builders import column_of_planes, frame_groups, item, multi_frame, plane, shared_groups
+from tests.imaging_builders import make_series, make_volume
 
 HEIGHTS = (0, 2, 4)
 
@@ -456,3 +457,10 @@ def test_slices_as_thin_as_a_microscope_makes_them_lie_at_different_positions():
     assert stack.is_regular
     assert stack.grid.spacing_mm == pytest.approx((0.008, 0.008, 0.008))
     assert read_stacks(thin[:4] + thin[5:])[0].missing_slices == 1
+
+
+def test_slices_much_thinner_than_their_pixels_are_slices_and_no_repeats():
+    stack = only_stack(make_series(make_volume(np.zeros((6, 5, 4), np.uint16), spacing_mm=(0.2, 5.0, 5.0))))
+
+    assert stack.is_regular
+    assert stack.grid.spacing_mm == pytest.approx((0.2, 5.0, 5.0))

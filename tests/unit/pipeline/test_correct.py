@@ -15,7 +15,18 @@ from dicomnode.pipeline.segment import segment_series
 from dicomnode.settings import CorrectionSettings
 from dicomnode.spool import Spool
 from tests.imaging_builders import reread
-from tests.pipeline_builders import BACK, FRONT, LEASE, MODEL, SHAPE, mr_series, tiny_weights, viewer_seg
+from tests.pipeline_builders import (
+    BACK,
+    FRONT,
+    LEASE,
+    MODEL,
+    SHAPE,
+    mr_series,
+    put_into_use,
+    tiny_weights,
+    viewer_seg,
+    write_tiny,
+)
 
 
 def edited(masks):
@@ -182,6 +193,42 @@ def test_a_correction_of_a_superseded_result_is_compared_with_that_result(scene)
     assert record.recognition is Recognition.CORRECTION
     assert (record.result_sop_uid, record.model_version) == (first.sop_instance_uid, first.model_version)
     assert {score.label: score.edited_slices for score in record.scores} == {FRONT: (3, 4), BACK: ()}
+
+
+def test_a_correction_of_a_result_of_the_model_before_teaches_that_model(scene):
+    series = mr_series()
+    first = scene.segment(series)
+    theirs = edited(scene.found(series))
+    other = write_tiny(scene.folder / "other", name="other", tensors=tiny_weights(seed=7))
+    put_into_use(scene.tools.store, scene.tools.shelf.install(other.folder), now=scene.clock())
+    (route,) = scene.tools.routes
+    moved = scene.with_changes(routes=(route.model_copy(update={"model": "other"}),))
+    moved.tools.store.series.force(series[0].SeriesInstanceUID, now=scene.clock())
+    segment_series(moved.claim(JobKind.SEGMENT_SERIES), moved.tools)
+
+    old = moved.correct(viewer_seg(series, theirs, series_uid=first.series_instance_uid))
+    new = moved.correct(viewer_seg(series, edited(moved.found(series))))
+
+    assert (old.model_name, old.model_version) == (MODEL, first.model_version)
+    assert {score.label: score.edited_slices for score in old.scores} == {FRONT: (3, 4), BACK: ()}
+    assert (new.model_name, new.model_version) == ("other", other.card.version)
+
+
+def test_a_correction_of_a_series_that_waits_for_hours_is_looked_at_less_and_less_often(scene):
+    series = mr_series()
+    first = scene.segment(series)
+    theirs = edited(scene.found(series))
+    scene.receive([viewer_seg(series, theirs, series_uid=first.series_instance_uid)], sender="VIEWER")
+    scene.tools.store.series.force(series[0].SeriesInstanceUID, now=scene.clock())
+
+    pauses = []
+    for _ in range(4):
+        job = scene.claim(JobKind.INGEST_CORRECTION)
+        ingest_correction(job, scene.tools)
+        pauses.append((scene.tools.store.jobs.get(job.id).run_after - scene.clock()).total_seconds())
+        scene.later(1800)
+
+    assert pauses == [10, 180, 360, 540]
 
 
 def test_after_a_rollback_a_correction_is_compared_with_the_result_that_stands(scene):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from pydicom import Dataset, dcmread
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import SegmentationStorage, generate_uid
 
 from dicomnode.conditions import Conditions, Range
 from dicomnode.domain import ResultForm
@@ -25,11 +25,18 @@ def save(datasets: list[Dataset], folder: Path) -> str:
     return str(datasets[0].SeriesInstanceUID)
 
 
-def run(scene: Scene, folder: Path, out: Path):
-    routes = (RouteSettings(name="tiny", model=MODEL, where=Conditions(slices=Range(min=8))),)
-    work = FolderWork(
-        routes=routes, model_named=scene.tools.current_model, results=(ResultForm.SEG,), now=NOW
+def run(
+    scene: Scene,
+    folder: Path,
+    out: Path,
+    *,
+    per_study: str = "every",
+    results: tuple[ResultForm, ...] = (ResultForm.SEG,),
+):
+    routes = (
+        RouteSettings(name="tiny", model=MODEL, per_study=per_study, where=Conditions(slices=Range(min=8))),
     )
+    work = FolderWork(routes=routes, model_named=scene.tools.current_model, results=results, now=NOW)
     return segment_folder(folder, out, work=work)
 
 
@@ -127,3 +134,45 @@ def test_a_place_for_results_that_is_a_file_is_said_before_the_work(scene, tmp_p
 
     with pytest.raises(ResourceError, match="cannot use"):
         run(scene, tmp_path / "in", tmp_path / "out")
+
+
+def test_of_the_series_of_a_study_the_best_is_segmented_where_the_route_says_so(scene, tmp_path):
+    one_study, folder = generate_uid(), tmp_path / "in"
+    short, long = (mr_series(n, shape=(n, 12, 14), study_uid=one_study) for n in (8, 10))
+    short_uid, long_uid, other = (
+        save(series, folder / name) for name, series in (("a", short), ("b", long), ("c", mr_series(3)))
+    )
+
+    outcomes = {
+        one.series_instance_uid: one for one in run(scene, folder, tmp_path / "out", per_study="best")
+    }
+
+    assert [bool(outcomes[uid].objects) for uid in (short_uid, long_uid, other)] == [False, True, True]
+    assert f"{long_uid} is better: " in outcomes[short_uid].reason
+
+
+def test_when_the_best_series_of_a_study_in_a_folder_is_damaged_the_next_best_is_segmented(scene, tmp_path):
+    one_study, folder = generate_uid(), tmp_path / "in"
+    short, long = (mr_series(n, shape=(n, 12, 14), study_uid=one_study) for n in (8, 10))
+    for ds in long:
+        ds.PixelData = ds.PixelData[:-8]
+    uids = save(short, folder / "a"), save(long, folder / "b")
+
+    outcomes = {
+        one.series_instance_uid: one for one in run(scene, folder, tmp_path / "out", per_study="best")
+    }
+
+    assert [bool(outcomes[uid].objects) for uid in uids] == [True, False]
+
+
+def test_every_form_that_is_asked_for_is_written(scene, tmp_path):
+    uid = save(mr_series(), tmp_path / "in")
+
+    (outcome,) = run(scene, tmp_path / "in", tmp_path / "out", results=tuple(ResultForm))
+
+    assert {form for form, _ in outcome.objects} == set(ResultForm)
+    assert (tmp_path / "out" / f"{uid}.sc-2.dcm").is_file()
+    assert {str(path) for path in (tmp_path / "out").iterdir()} == {
+        outcome.picture_path,
+        *(path for _, path in outcome.objects),
+    }

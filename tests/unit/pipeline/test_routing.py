@@ -135,6 +135,19 @@ def test_an_objection_never_repeats_who_a_patient_is(keyword, value):
     assert value not in said
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("FlipAngle", [12345] * 500), ("ProtocolName", ["abab"] * 500)]
+)
+def test_an_objection_does_not_repeat_a_value_that_goes_on_for_pages(keyword, value):
+    wanted = {"max": 1} if keyword == "FlipAngle" else ["T1"]
+
+    words = refusal(series(**{keyword: value}), route(where={"attributes": {keyword: wanted}}))
+
+    assert f"{keyword} is {'12345' if keyword == 'FlipAngle' else 'abab'}" in words
+    assert "…" in words
+    assert len(words) < 300
+
+
 def test_a_series_without_modality_is_not_taken_for_another():
     assert "modality is absent, wanted MR" in refusal(series(Modality=""), route())
 

@@ -1,20 +1,37 @@
 """From a quiet series to one result that is queued once for each destination."""
 
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import SegmentationStorage
 
-from dicomnode.domain import Destination, JobKind, JobState, ResultForm, SeriesState
-from dicomnode.errors import LeaseLostError, ResourceError, SpoolFullError, UnsupportedSeriesError
+from dicomnode.domain import (
+    Destination,
+    JobKind,
+    JobState,
+    Recognition,
+    ResultForm,
+    SeriesState,
+    StoredInstance,
+)
+from dicomnode.errors import (
+    LeaseLostError,
+    ResourceError,
+    SpoolFullError,
+    UnreadableInstanceError,
+    UnsupportedSeriesError,
+)
 from dicomnode.imaging.findings import Run
 from dicomnode.pipeline import forms
+from dicomnode.pipeline.correct import ingest_correction
 from dicomnode.pipeline.segment import route, segment, segment_series
 from dicomnode.pipeline.tools import Stopwatch
 from dicomnode.spool import Spool
-from dicomnode.store.records import DeliveryState
-from tests.pipeline_builders import BACK, FRONT, MODEL, Scene, mr_series, tiny_weights
+from dicomnode.store.records import DeliveryState, ResultRecord
+from tests.pipeline_builders import BACK, FRONT, LEASE, MODEL, Scene, mr_series, tiny_weights
 
 PEER = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=1)
 
@@ -218,3 +235,181 @@ def test_a_series_that_no_model_takes_says_why_without_naming_the_patient(scene)
 
     assert "SECRET" not in str(caught.value)
     assert "Nobody" not in str(caught.value)
+
+
+def test_an_image_that_no_network_takes_is_refused_with_the_series(scene):
+    series = mr_series(shape=(8, 1, 14))
+    scene.receive(series)
+    scene.quiet()
+
+    with pytest.raises(UnsupportedSeriesError, match="needs at least 2 along each") as caught:
+        segment_series(scene.claim(JobKind.SEGMENT_SERIES), scene.tools)
+
+    assert str(caught.value).startswith(f"series {series[0].SeriesInstanceUID}: ")
+
+
+class ChokingSpool(Spool):
+    """A spool that cannot keep objects of one modality."""
+
+    def __init__(self, root: Path, *, modality: str, error: Exception) -> None:
+        super().__init__(root, minimum_free_bytes=0)
+        self._modality, self._error = modality, error
+
+    def write_result(self, ds: Dataset, *, sender: str, created_at: datetime) -> StoredInstance:
+        if ds.Modality == self._modality:
+            raise self._error
+        return super().write_result(ds, sender=sender, created_at=created_at)
+
+
+def choking(scene: Scene, *, modality: str, error: Exception) -> Scene:
+    """A site whose peer gets every form, and that cannot write one of them."""
+    return scene.with_changes(
+        destinations={"pacs": replace(PEER, results=tuple(ResultForm))},
+        spool=ChokingSpool(scene.folder / "spool", modality=modality, error=error),
+    )
+
+
+def forms_queued(scene: Scene, result: ResultRecord) -> set[ResultForm]:
+    form_of = {one.sop_instance_uid: one.form for one in result.objects}
+    sent = scene.tools.store.results.deliveries_of(result.sop_instance_uid)
+    return {form_of[one.object_sop_uid] for one in sent}
+
+
+@pytest.mark.parametrize(
+    ("modality", "missing"),
+    [("SR", ResultForm.SR), ("RTSTRUCT", ResultForm.RTSTRUCT), ("OT", ResultForm.SC)],
+)
+def test_a_form_that_cannot_be_written_costs_no_other_and_is_said(scene, modality, missing):
+    series = mr_series()
+    bad = choking(scene, modality=modality, error=UnreadableInstanceError("a tag cannot be encoded"))
+
+    result = bad.segment(series)
+
+    store = scene.tools.store
+    assert forms_queued(scene, result) == set(ResultForm) - {missing}
+    row = store.series.get(series[0].SeriesInstanceUID)
+    assert row.state is SeriesState.SEGMENTED
+    assert row.reason == f"no {missing} was written: a tag cannot be encoded"
+    (trouble,) = store.overview().troubled_jobs
+    assert (trouble.state, trouble.reason) == (JobState.SET_ASIDE, row.reason)
+
+
+def test_a_fault_of_the_program_in_one_form_keeps_its_traceback_and_not_its_words_for_all(scene):
+    series = mr_series()
+
+    choking(scene, modality="SR", error=RuntimeError("Nobody^Known")).segment(series)
+
+    (trouble,) = scene.tools.store.overview().troubled_jobs
+    assert trouble.state is JobState.FAILED
+    assert "internal fault: RuntimeError" in trouble.reason
+    assert "Nobody" not in trouble.reason
+    assert "write_result" in trouble.traceback
+
+
+def test_a_report_on_a_segmentation_that_could_not_be_written_names_the_one_that_is_there(scene):
+    bad = scene.with_changes(
+        destinations={"pacs": replace(PEER, results=tuple(ResultForm))},
+        spool=ChokingOnBinary(scene.folder / "spool", minimum_free_bytes=0),
+    )
+
+    result = bad.segment(mr_series())
+
+    assert forms_queued(scene, result) == set(ResultForm) - {ResultForm.SEG}
+    (report,) = (one for one in result.objects if one.form is ResultForm.SR)
+    (ds,) = scene.tools.spool.read([scene.tools.store.series.instance(report.sop_instance_uid)])
+    named = {str(one.value) for one in ds.iterall() if one.keyword == "ReferencedSOPInstanceUID"}
+    assert result.sop_instance_uid in named
+
+
+class ChokingOnBinary(Spool):
+    """A spool that cannot keep BINARY segmentations."""
+
+    def write_result(self, ds: Dataset, *, sender: str, created_at: datetime) -> StoredInstance:
+        if ds.SOPClassUID == SegmentationStorage:
+            raise UnreadableInstanceError("too large")
+        return super().write_result(ds, sender=sender, created_at=created_at)
+
+
+def test_a_series_that_lacks_a_form_is_not_delivered_until_a_fresh_start_adds_it(scene):
+    series = mr_series()
+    uid = series[0].SeriesInstanceUID
+    bad = choking(scene, modality="SR", error=UnreadableInstanceError("a tag cannot be encoded"))
+    first = bad.segment(series)
+    send_all(scene)
+    store = scene.tools.store
+    assert store.series.state(uid) is SeriesState.SEGMENTED
+
+    (trouble,) = store.overview().troubled_jobs
+    store.jobs.requeue(trouble.id, now=scene.clock())
+    mended = bad.with_changes(spool=scene.tools.spool)
+    segment_series(mended.claim(JobKind.SEGMENT_SERIES), mended.tools)
+
+    second = store.results.latest_for_series(uid)
+    assert second.sop_instance_uid == first.sop_instance_uid
+    assert forms_queued(scene, second) == set(ResultForm)
+    assert send_all(scene) == 1
+    assert store.series.state(uid) is SeriesState.DELIVERED
+    assert store.series.get(uid).reason == ""
+
+
+def send_all(scene: Scene) -> int:
+    """Mark sent what waits to be sent; gives how many objects."""
+    store = scene.tools.store
+    sent = 0
+    while job := store.jobs.claim(scene.clock(), kinds={JobKind.DELIVER_RESULT}, owner="s", lease=LEASE):
+        store.results.mark_sent(job, int(job.subject), now=scene.clock())
+        sent += 1
+    return sent
+
+
+def test_a_disk_that_fills_up_between_two_objects_loses_and_doubles_nothing(scene):
+    series = mr_series()
+    full = choking(scene, modality="RTSTRUCT", error=SpoolFullError("no room; free some space"))
+    full.receive(series)
+    full.quiet()
+    job = full.claim(JobKind.SEGMENT_SERIES)
+    with pytest.raises(SpoolFullError):
+        segment_series(job, full.tools)
+    assert deliveries(scene) == 0
+
+    roomy = full.with_changes(spool=scene.tools.spool)
+    segment_series(job, roomy.tools)
+
+    result = scene.tools.store.results.latest_for_series(job.subject)
+    assert forms_queued(scene, result) == set(ResultForm)
+    assert deliveries(scene) == len(scene.tools.store.results.deliveries_of(result.sop_instance_uid))
+    assert len(seg_files(scene)) == 1
+
+
+def test_a_report_and_a_picture_that_say_that_nothing_was_found_are_sent(scene):
+    scene.use(tiny_weights(background=1000.0))
+    every_form = scene.with_changes(destinations={"pacs": replace(PEER, results=tuple(ResultForm))})
+    series = mr_series()
+
+    result = every_form.segment(series)
+
+    assert forms_queued(scene, result) == {ResultForm.SR, ResultForm.SC}
+    send_all(scene)
+    row = scene.tools.store.series.get(series[0].SeriesInstanceUID)
+    assert row.state is SeriesState.DELIVERED
+    assert "no voxel" in row.reason
+
+
+def test_our_own_results_that_a_pacs_sends_back_open_no_series(scene):
+    every_form = scene.with_changes(destinations={"pacs": replace(PEER, results=tuple(ResultForm))})
+    series = mr_series()
+    result = every_form.segment(series)
+    store = scene.tools.store
+    for one in result.objects:
+        (ds,) = scene.tools.spool.read([store.series.instance(one.sop_instance_uid)])
+        ds.InstitutionalDepartmentName = "changed by the archive"
+        scene.receive([ds], sender="PACS")
+
+    assert [row.series_instance_uid for row in store.series.list_series()] == [series[0].SeriesInstanceUID]
+    assert store.jobs.counts()[JobKind.INGEST_CORRECTION, JobState.READY] == 2
+    for _ in range(2):
+        ingest_correction(scene.claim(JobKind.INGEST_CORRECTION), every_form.tools)
+    segs = [one for one in result.objects if one.form in (ResultForm.SEG, ResultForm.LABEL_MAP)]
+    for one in segs:
+        found = store.corrections.by_sop_uid(one.sop_instance_uid)
+        assert found.recognition is Recognition.LOOP_BACK

@@ -43,6 +43,15 @@ def state_of(scene: Scene, series) -> SeriesState | None:
     return scene.tools.store.series.state(series[0].SeriesInstanceUID)
 
 
+def work(scene: Scene) -> None:
+    """Run every job that is due, as the node does."""
+    worker = Worker(
+        owner="w", kinds={JobKind.SEGMENT_SERIES}, tools=scene.tools, lease=LEASE, poll_s=1, retry=RETRY
+    )
+    while worker.run_once():
+        pass
+
+
 def window(scene: Scene, *, opens_in: timedelta) -> str:
     """An hour of off-peak time that opens some time from now."""
     opens = (scene.clock() + opens_in).astimezone()
@@ -144,8 +153,7 @@ def test_of_a_study_only_the_best_series_is_segmented_once_the_study_is_quiet(sc
     assert row.state is JobState.READY
     assert "until its study is complete" in row.reason
     scene.later(900)
-    for _ in range(2):
-        segment_series(best.claim(JobKind.SEGMENT_SERIES), best.tools)
+    work(best)
     assert state_of(scene, long) is SeriesState.SEGMENTED
     waiting = scene.tools.store.jobs.find(
         JobKind.SEGMENT_SERIES, scene.tools.store.series.revision_digest(short[0].SeriesInstanceUID)
@@ -165,8 +173,7 @@ def test_a_study_is_not_complete_before_its_series_are(scene):
 
     segment_series(hasty.claim(JobKind.SEGMENT_SERIES), hasty.tools)
     hasty.quiet()
-    for _ in range(2):
-        segment_series(hasty.claim(JobKind.SEGMENT_SERIES), hasty.tools)
+    work(hasty)
 
     assert state_of(scene, long) is SeriesState.SEGMENTED
     assert state_of(scene, short) is SeriesState.QUEUED
@@ -179,19 +186,10 @@ def test_when_the_best_series_of_a_study_is_damaged_the_next_best_is_segmented(s
         ds.PixelData = ds.PixelData[:-8]
     queue(best, short, long)
     scene.later(900)
-    worker = Worker(
-        owner="w",
-        kinds={JobKind.SEGMENT_SERIES},
-        tools=best.tools,
-        lease=timedelta(seconds=60),
-        poll_s=1,
-        retry=RETRY,
-    )
 
-    while worker.run_once():
-        pass
+    work(best)
     scene.later(30)
-    worker.run_once()
+    work(best)
 
     assert state_of(scene, long) is SeriesState.SET_ASIDE
     assert state_of(scene, short) is SeriesState.SEGMENTED

@@ -6,21 +6,27 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, make_url, text
 
-from dicomnode.domain import JobKind
+from dicomnode.domain import JobKind, ResultForm
 from dicomnode.errors import ConfigError, DatabaseError
 from dicomnode.store import Store
-from dicomnode.store.database import Database
+from dicomnode.store.database import MIGRATIONS, Database
 from dicomnode.store.tables import SiteTable
 
-from .conftest import NOON, make_instance
+from .conftest import LEASE, NOON, claim, make_instance, make_result, make_written, queue_series
+
+FORM = ResultForm.SEG
+"""What every result was before it could be several objects."""
 
 
 def url_of_driver(url: str) -> str:
@@ -32,6 +38,40 @@ def test_the_migrations_give_just_the_tables_of_the_code(store: Store, store_url
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, SiteTable.metadata) == []
+    engine.dispose()
+
+
+def test_results_and_deliveries_of_the_first_tables_are_kept_and_not_sent_again(
+    store: Store, store_url: str
+) -> None:
+    job = queue_series(store)
+    result = make_result(digest=job.digest)
+    sent = replace(make_written(result, "PACS"), object=replace(make_written(result).object, form=FORM))
+    store.results.finish_segmentation(job, result, [sent], now=NOON)
+    delivery = claim(store, JobKind.DELIVER_RESULT)
+    store.results.mark_sent(delivery, int(delivery.subject), now=NOON)
+    before = store.results.latest_for_series("1.2.3"), store.results.deliveries_of("2.25.1")
+    store.close()
+
+    move_to(store_url, "0001")
+    opened = Store.open(store_url)  # as the newer program does at its start
+
+    assert (opened.results.latest_for_series("1.2.3"), opened.results.deliveries_of("2.25.1")) == before
+    opened.series.force("1.2.3", now=NOON)
+    opened.results.finish_segmentation(claim(opened, JobKind.SEGMENT_SERIES), result, [sent], now=NOON)
+    assert opened.jobs.claim(NOON, kinds=set(JobKind), owner="w", lease=LEASE) is None
+    opened.close()
+
+
+def move_to(url: str, revision: str) -> None:
+    """Take a database back to how an older program left it."""
+    engine = create_engine(url_of_driver(url))
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+        assert "result_object" not in inspect(connection).get_table_names()
     engine.dispose()
 
 
@@ -48,8 +88,8 @@ def test_opening_again_finds_what_was_recorded(store: Store, open_store: Callabl
 
 def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/node.sqlite"
-    command = [sys.executable, "-c", f"from dicomnode.store import Store; Store.open({url!r}).close()"]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    words = [sys.executable, "-c", f"from dicomnode.store import Store; Store.open({url!r}).close()"]
+    processes = [subprocess.Popen(words, stderr=subprocess.PIPE) for _ in range(3)]
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()

@@ -243,3 +243,17 @@ def test_the_overview_counts_and_names_troubles(store: Store) -> None:
         ("ARCHIVE", 1, 0, ""),
         ("PACS", 1, 0, "connection refused"),
     ]
+
+
+def test_a_repeat_that_a_late_image_overtook_leaves_the_result_as_it_stands(store: Store) -> None:
+    finish(store, queue_series(store))
+    store.series.force("1.2.3", now=NOON)
+    again = claim(store, JobKind.SEGMENT_SERIES)
+    store.series.record_instance(make_instance(9), now=LATER)
+    finish(store, again)
+    assert not store.results.by_sop_uid("2.25.1").superseded  # type: ignore[union-attr]
+    store.series.enqueue_quiet(LATER + QUIET, QUIET)
+    finish(store, claim(store, JobKind.SEGMENT_SERIES, now=LATER + QUIET), name="2")
+    # Its delivery, which waited all the time, was withdrawn in the end.
+    assert store.results.deliveries_of("2.25.1")[0].state is DeliveryState.SUPERSEDED
+    assert store.results.deliveries_of("2.25.2")[0].state is DeliveryState.PENDING

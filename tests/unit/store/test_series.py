@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from dicomnode.domain import JobKind, JobState, SeriesState
+from dicomnode.domain import JobKind, JobPriority, JobState, SeriesState
 from dicomnode.errors import InputError
 from dicomnode.store import Store
 from dicomnode.store.receiving import Role, role_of
@@ -317,3 +317,19 @@ def test_variants_that_arrive_in_parallel_leave_one_that_counts(
     for thread in threads:
         thread.join()
     assert len(store.series.instances_of("1.2.3")) == 1
+
+
+def test_a_forced_series_overtakes_all_and_is_routed_anew_when_its_images_come_again(store: Store) -> None:
+    first, other = make_instance(1), make_instance(1, content="b")
+    store.series.record_instance(first, now=NOON)
+    digest = store.series.force("1.2.3", now=NOON)
+    job = store.jobs.find(JobKind.SEGMENT_SERIES, digest)
+    assert job is not None
+    assert job.priority == JobPriority.FORCED
+    for one in (other, first):
+        store.series.record_instance(one, now=NOON)
+    assert store.series.enqueue_quiet(NOON + QUIET, QUIET) == 1
+    assert store.series.revision_digest("1.2.3") == digest
+    again = store.jobs.find(JobKind.SEGMENT_SERIES, digest)
+    assert again is not None
+    assert (again.state, again.priority) == (JobState.READY, JobPriority.UNROUTED)

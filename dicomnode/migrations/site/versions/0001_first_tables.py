@@ -23,7 +23,6 @@ def upgrade() -> None:
     _create_series()
     _create_training_case()
     _create_correction_score()
-    _create_result_object()
     _create_delivery()
     _create_model_switch()
     _create_result_label()
@@ -48,7 +47,6 @@ TABLES = (
     "series",
     "training_case",
     "correction_score",
-    "result_object",
     "delivery",
     "model_switch",
     "result_label",
@@ -303,30 +301,11 @@ def _create_correction_score() -> None:
     )
 
 
-def _create_result_object() -> None:
-    op.create_table(
-        "result_object",
-        sa.Column("sop_instance_uid", sa.String(), nullable=False),
-        sa.Column("result_sop_uid", sa.String(), nullable=False),
-        sa.Column("series_instance_uid", sa.String(), nullable=False),
-        sa.Column("form", sa.String(), nullable=False),
-        sa.Column("voxels_sha256", sa.String(), nullable=False),
-        sa.Column("position", sa.Integer(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["result_sop_uid"], ["result.sop_instance_uid"], name=op.f("fk_result_object_result_sop_uid")
-        ),
-        sa.PrimaryKeyConstraint("sop_instance_uid", name=op.f("pk_result_object")),
-    )
-    for column in ("result_sop_uid", "series_instance_uid"):
-        op.create_index(op.f(f"ix_result_object_{column}"), "result_object", [column], unique=False)
-
-
 def _create_delivery() -> None:
     op.create_table(
         "delivery",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("result_sop_uid", sa.String(), nullable=False),
-        sa.Column("object_sop_uid", sa.String(), nullable=False),
         sa.Column("destination", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -336,15 +315,11 @@ def _create_delivery() -> None:
         sa.ForeignKeyConstraint(
             ["result_sop_uid"], ["result.sop_instance_uid"], name=op.f("fk_delivery_result_sop_uid")
         ),
-        sa.ForeignKeyConstraint(
-            ["object_sop_uid"], ["result_object.sop_instance_uid"], name=op.f("fk_delivery_object_sop_uid")
-        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_delivery")),
         sa.UniqueConstraint(
-            "object_sop_uid", "destination", name=op.f("uq_delivery_object_sop_uid_destination")
+            "result_sop_uid", "destination", name=op.f("uq_delivery_result_sop_uid_destination")
         ),
     )
-    op.create_index(op.f("ix_delivery_result_sop_uid"), "delivery", ["result_sop_uid"], unique=False)
 
 
 def _create_model_switch() -> None:
