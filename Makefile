@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -25,7 +26,7 @@ run: $(STAMP)  ## the whole loop on real images: send, segment, correct, learn, 
 
 .PHONY: test
 test: $(STAMP)  ## all tests (ARGS="-k name"); those that need an absent program or data are skipped
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 .PHONY: check
 check: $(STAMP)  ## format, lint, types and import directions
