@@ -150,8 +150,8 @@ def _check_volume(frames: Sequence[SourceFrame], shape: tuple[int, int, int]) ->
 def _uninitialised(shape: tuple[int, int, int]) -> NDArray[np.float32]:
     """Make an array of ordinary memory pages.
 
-    NumPy asks for huge pages, which a virtual machine takes from memory that its host has not backed yet:
-    filling 300 slices of 512 by 512 so took the kernel 0.3 to 0.9 s, of ordinary pages 0.2 s.
+    NumPy asks for huge pages. Measured on a virtual machine, the kernel then took 0.3 to 0.9 s for 300 slices
+    of 512 by 512, with ordinary pages 0.2 s.
     """
     memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(memory, np.float32).reshape(shape)

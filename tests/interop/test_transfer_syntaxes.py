@@ -47,7 +47,7 @@ def test_compressed_slices_have_the_values_of_the_truth(folder, data_dir):
 
 @pytest.mark.parametrize("name", ["001", "001_implicit"])
 def test_frames_of_an_enhanced_image_are_rescaled_each_by_its_own(name, data_dir):
-    """The truth was computed in single precision, ours is rounded once: the last bit may differ."""
+    """The truth is in single precision and ours is rounded once: the last bit differs."""
     folder = data_dir / "vendors" / "philips_enhanced" / "anatomical"
     truth = np.asarray(nibabel.load(folder / f"{name}_ground_truth.nii.gz").dataobj)
     frames = read_frames([read_part_10(path) for path in (folder / name).iterdir()])
