@@ -26,7 +26,7 @@ from dicomnode.ml.package import ModelPackage
 from dicomnode.ml.shelf import ModelShelf
 from dicomnode.pipeline.routing import check_routes
 from dicomnode.pipeline.tools import Progress, Tools
-from dicomnode.process import config_argument, run_to_the_end, stop_on_signals
+from dicomnode.process import config_argument, join, run_to_the_end, stop_on_signals
 from dicomnode.settings import NodeSettings, load_node_settings
 from dicomnode.site import configure_logging, make_folders, open_spool, opened_store, utc_now
 from dicomnode.store import Store
@@ -75,8 +75,7 @@ def work(settings: NodeSettings) -> None:
         ]
         for lane in lanes:
             lane.start()
-        for lane in lanes:
-            lane.join()
+        join(lanes)
         clock.shutdown(wait=False)
 
 

@@ -5,12 +5,13 @@ import signal
 import sys
 import threading
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dicomnode.errors import ConfigError, DicomNodeError
 
 CONFIGURATION_FAULT = 2  # exit status of a process that cannot run as configured: a restart would not help
+PAUSE_S = 0.5  # the longest that a signal can stay unheard
 PARENT_VARIABLE = "DICOMNODE_SUPERVISOR_PID"
 
 
@@ -46,6 +47,24 @@ def stop_on_signals() -> threading.Event:
             target=_watch_parent, args=(int(parent), stop.set), name="parent-watch", daemon=True
         ).start()
     return stop
+
+
+def wait_for(stop: threading.Event) -> None:
+    """Wait in the main thread until the event is set, however closely a signal comes before the wait.
+
+    Python notes a signal and runs its handler between two instructions of the main thread. One that is
+    noted on the way into a wait without limit would stay unheard until the next; here it is heard at once or
+    half a second later.
+    """
+    while not stop.wait(PAUSE_S):
+        pass
+
+
+def join(threads: Iterable[threading.Thread]) -> None:
+    """Wait in the main thread until all threads have ended, and hear signals meanwhile; see `wait_for`."""
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(PAUSE_S)
 
 
 def _watch_parent(pid: int, orphaned: Callable[[], None]) -> None:

@@ -1,6 +1,6 @@
 """The receiver: the process that a PACS talks to. It loads no model, so it starts fast and stays small."""
 
-from dicomnode.process import config_argument, run_to_the_end, stop_on_signals
+from dicomnode.process import config_argument, run_to_the_end, stop_on_signals, wait_for
 from dicomnode.scp import server
 from dicomnode.settings import NodeSettings, load_node_settings
 from dicomnode.site import configure_logging, make_folders, open_spool, opened_store, utc_now
@@ -14,7 +14,7 @@ def receive(settings: NodeSettings) -> None:
     with opened_store(settings) as store:
         store.series.restart_quiet(utc_now())  # a receiver that was down must not look like a quiet sender
         running = server.start(settings.scp, spool=open_spool(settings), store=store, now=utc_now)
-        stop.wait()
+        wait_for(stop)
         running.stop()
 
 

@@ -15,7 +15,7 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.events import Event
 
 from dicomnode.errors import UnreadableInstanceError
-from dicomnode.process import stop_on_signals
+from dicomnode.process import stop_on_signals, wait_for
 from dicomnode.scp import handlers, server
 from dicomnode.scp.handlers import Answer, Received
 from dicomnode.scp.server import Server
@@ -33,7 +33,7 @@ def serve(folder: Path, *, ae_title: str, host: str, port: int) -> None:
     """
     stop = stop_on_signals()
     running = start(folder, ae_title=ae_title, host=host, port=port)
-    stop.wait()
+    wait_for(stop)
     running.stop()
 
 

@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from dicomnode import __version__
 from dicomnode.domain import SeriesState
 from dicomnode.errors import ConfigError, ResourceError
-from dicomnode.process import stop_on_signals
+from dicomnode.process import join, stop_on_signals
 from dicomnode.settings import NodeSettings, WebSettings
 from dicomnode.site import configure_logging, make_folders, open_spool, opened_store, utc_now
 from dicomnode.spool import Spool
@@ -60,7 +60,7 @@ def _serve_until(stop: threading.Event, app: FastAPI, listening: socket.socket) 
     while thread.is_alive() and not stop.wait(0.5):
         pass
     server.should_exit = True
-    thread.join()
+    join([thread])
 
 
 def build(store: Store, spool: Spool, *, models: Collection[str], now: Callable[[], datetime]) -> FastAPI:
