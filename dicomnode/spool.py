@@ -182,7 +182,9 @@ class Spool:
         try:
             ds.save_as(buffer, enforce_file_format=True)
         except _PARSE_ERRORS as error:
-            message = f"the data set {ds.get('SOPInstanceUID')} cannot be encoded as a DICOM file: {error}"
+            # The library's own words may repeat a value of the patient's.
+            kind = type(error).__name__
+            message = f"the data set {ds.get('SOPInstanceUID')} cannot be encoded as a DICOM file ({kind})"
             raise UnreadableInstanceError(message) from error
         part10 = buffer.getvalue()
         # PS3.10 section 7.1: preamble, "DICM", (0002,0000) with the length of the rest of its group.

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -170,6 +170,18 @@ def test_a_result_without_series_is_refused(spool: Spool) -> None:
     del ds.SeriesInstanceUID
     with pytest.raises(UnreadableInstanceError, match="Series Instance UID: found none"):
         spool.write_result(ds, sender="DICOMNODE", created_at=NOON)
+
+
+def test_a_result_that_cannot_be_encoded_is_named_without_its_values(spool: Spool) -> None:
+    ds = make_image()
+    weight = DataElement("PatientWeight", "FD", None)
+    weight._value = "SECRET-7"  # what a broken header may hold; pydicom's own words repeat it
+    ds[0x00101030] = weight
+
+    with pytest.raises(UnreadableInstanceError, match=str(ds.SOPInstanceUID)) as caught:
+        spool.write_result(ds, sender="DICOMNODE", created_at=NOON)
+
+    assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
