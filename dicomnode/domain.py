@@ -21,6 +21,12 @@ SegmentSopClasses = frozenset(
 )
 
 
+STRUCTURE_SET_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+"""RT Structure Set Storage."""
+CorrectionSopClasses = SegmentSopClasses | {STRUCTURE_SET_SOP_CLASS}
+"""The objects in which a reader's correction may come back."""
+
+
 class SeriesState(StrEnum):
     """Where a series stands on its way from the first image to the archived result."""
 
@@ -103,6 +109,24 @@ class Recognition(StrEnum):
     PROBABLE_CORRECTION = "probable_correction"
     NEW_ANNOTATION = "new_annotation"
     FOREIGN = "foreign"
+
+
+class CorrectionState(StrEnum):
+    """What became of a received segmentation."""
+
+    RECORDED = "recorded"  # noted; it teaches nothing: loop-backs, other products' results
+    KEPT = "kept"  # part of the training case of its series
+    HELD = "held"  # in quarantine: a person decides
+    REFUSED = "refused"  # a person decided against it
+    WITHDRAWN = "withdrawn"  # it was kept, and a person took it back
+
+
+class Decision(StrEnum):
+    """What a person said of a segmentation in quarantine."""
+
+    NONE = ""
+    AS_READ = "as_read"  # the masks lie as they were read
+    MIRRORED = "mirrored"  # its slices are in reverse order: turn them
 
 
 class Split(StrEnum):
@@ -228,3 +252,4 @@ class LabelScore:
     edited_slices: tuple[int, ...]  # indices along the volume's slice axis
     prediction_voxels: int
     correction_voxels: int
+    confidence: float = 1.0  # how surely the mask is what the reader drew, 0..1

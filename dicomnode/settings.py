@@ -251,6 +251,30 @@ class CorrectionSettings(Section):
     absence_means_empty: bool = Field(
         False, description="a label missing from a corrected object counts as erased by the reader"
     )
+    aliases: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="names that readers give to segments -> labels of a model; case does not count",
+    )
+    whole_study_readers: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="AE titles or names of those who read every slice: what they left is accepted fully",
+    )
+    unflip: bool = Field(
+        False,
+        description="turn a correction whose slices came in reverse order, where our result proves it; "
+        "false: a person decides",
+    )
+    minimum_confidence: float = Field(
+        0.5, ge=0, le=1, description="a label read less surely than this waits for a person"
+    )
+    fetch_from: Annotated[str, Allowed("the name of a destination, or empty")] = Field(
+        "",
+        description="archive that is asked by C-GET, else C-MOVE, for images that a correction needs and "
+        "that are not here; empty: none",
+    )
+    parking_days: float = Field(
+        7, gt=0, description="a correction waits so long for its images before it is set aside"
+    )
 
 
 class TrainingSettings(Section):
@@ -270,6 +294,11 @@ class TrainingSettings(Section):
     )
     recipe: Literal["dafne", "gentle"] = Field("dafne", description="how a training step is done")
     time_budget_s: Seconds = Field(7200, description="longest training run")
+    maximum_cases: int = Field(
+        2000,
+        ge=1,
+        description="training cases kept per model; above, patients with many give theirs up first",
+    )
 
     def is_open(self, local: time) -> bool:
         """Answer whether a local time of day lies in the window; windows may pass midnight."""
@@ -332,6 +361,16 @@ class NodeSettings(Section):
                     raise ValueError(
                         f'routes[{index}].destinations: no destination "{name}"; there is: {listed}'
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_archive(self) -> "NodeSettings":
+        known = [destination.name for destination in self.destinations]
+        if self.corrections.fetch_from and self.corrections.fetch_from not in known:
+            listed = ", ".join(f'"{one}"' for one in known) or "none"
+            raise ValueError(
+                f'corrections.fetch_from: no destination "{self.corrections.fetch_from}"; there is: {listed}'
+            )
         return self
 
     @model_validator(mode="after")

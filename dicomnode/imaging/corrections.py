@@ -14,9 +14,9 @@ from pydicom import Dataset
 
 from dicomnode.domain import LabelScore, ModelCard, Recognition, Sha256
 from dicomnode.imaging import attributes
+from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import BoolArray, is_own_device, voxels_sha256
 from dicomnode.imaging.seg_frames import is_dcmjs, source_images
-from dicomnode.imaging.seg_read import DecodedSeg
 
 SIMILAR_DICE = 0.5
 SIMILAR_SLICES = 0.3
@@ -70,7 +70,7 @@ class Recognised:
     is_suspect_flip: bool = False
 
 
-def recognise(received: Dataset, *, decoded: DecodedSeg, known: Known) -> Recognised:
+def recognise(received: Dataset, *, decoded: Decoded, known: Known) -> Recognised:
     """Tell what a received segmentation is; the first rule that applies decides.
 
     1. our SOP Instance UID: loop-back if the voxels are equal, else a correction in place;
@@ -103,9 +103,7 @@ def recognise(received: Dataset, *, decoded: DecodedSeg, known: Known) -> Recogn
     )
 
 
-def with_absent_emptied(
-    correction: DecodedSeg, card: ModelCard, *, corrects: SentObject | None
-) -> DecodedSeg:
+def with_absent_emptied(correction: Decoded, card: ModelCard, *, corrects: SentObject | None) -> Decoded:
     """Take the labels that a correction does not list as emptied, where the site reads absence so.
 
     Only the labels of the object that was corrected: what stood in another part of the result was not
@@ -121,7 +119,7 @@ def with_absent_emptied(
 
 
 def compare(
-    prediction: Mapping[str, BoolArray], correction: DecodedSeg, card: ModelCard
+    prediction: Mapping[str, BoolArray], correction: Decoded, card: ModelCard
 ) -> tuple[LabelScore, ...]:
     """Score the prediction against the correction, for the labels that the correction speaks of.
 
@@ -147,7 +145,7 @@ def compare(
 
 def reviewed_weights(
     prediction: Mapping[str, BoolArray],
-    correction: DecodedSeg,
+    correction: Decoded,
     card: ModelCard,
     *,
     is_whole_study_read: bool = False,
@@ -177,7 +175,7 @@ def reviewed_weights(
 
 
 def correction_labels(
-    prediction: Mapping[str, BoolArray], correction: DecodedSeg, card: ModelCard
+    prediction: Mapping[str, BoolArray], correction: Decoded, card: ModelCard
 ) -> NDArray[np.uint8]:
     """Give the class indices to train on, (slice, row, column).
 
@@ -229,7 +227,7 @@ def author(ds: Dataset, sender: str) -> str:
     return sender
 
 
-def _by_uid(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | None:
+def _by_uid(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
     digest = _digest(decoded)
     for sent in known.sent:
         if sent.sop_instance_uid == attributes.text(received, "SOPInstanceUID"):
@@ -239,7 +237,7 @@ def _by_uid(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | No
     return None
 
 
-def _by_voxels(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | None:
+def _by_voxels(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
     digest = _digest(decoded)
     for sent in reversed(known.sent):
         if digest is not None and digest == sent.voxels_sha256:
@@ -253,7 +251,7 @@ def _by_voxels(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found |
     return None
 
 
-def _by_reference(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | None:
+def _by_reference(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
     del decoded
     named = set(_referenced_objects(received))
     for sent in reversed(known.sent):
@@ -264,7 +262,7 @@ def _by_reference(received: Dataset, decoded: DecodedSeg, known: Known) -> _Foun
     return None
 
 
-def _by_tracking(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | None:
+def _by_tracking(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
     del decoded
     theirs = {attributes.text(item, "TrackingUID") for item in attributes.items(received, "SegmentSequence")}
     for sent in reversed(known.sent):
@@ -273,7 +271,7 @@ def _by_tracking(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found
     return None
 
 
-def _foreign(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | None:
+def _foreign(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
     if not decoded.masks and not decoded.empty_labels:
         return Recognition.FOREIGN, "none of its segments is a label of the model", None
     if attributes.text(received, "Manufacturer").casefold() in _VIEWER_MANUFACTURERS or is_dcmjs(received):
@@ -286,7 +284,7 @@ def _foreign(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | N
     return None
 
 
-def _by_similarity(received: Dataset, decoded: DecodedSeg, known: Known) -> _Found | None:
+def _by_similarity(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
     del received
     latest = _latest_about(decoded, known.sent)
     for label, theirs in decoded.masks.items():
@@ -302,13 +300,13 @@ def _by_similarity(received: Dataset, decoded: DecodedSeg, known: Known) -> _Fou
     return None
 
 
-def _latest_about(decoded: DecodedSeg, sent: Sequence[SentObject]) -> SentObject | None:
+def _latest_about(decoded: Decoded, sent: Sequence[SentObject]) -> SentObject | None:
     """Give the latest object that speaks of all labels received, a part of a result before the whole."""
     spoken = {*decoded.masks, *decoded.empty_labels}
     return next((one for one in reversed(sent) if spoken <= one.labels), sent[-1] if sent else None)
 
 
-def _digest(decoded: DecodedSeg) -> Sha256 | None:
+def _digest(decoded: Decoded) -> Sha256 | None:
     if any(mask.any() for mask in decoded.unmapped.values()):
         return None
     return voxels_sha256(decoded.masks)
@@ -334,7 +332,7 @@ def _foreground(masks: Sequence[BoolArray]) -> BoolArray:
 
 
 def _pairs(
-    prediction: Mapping[str, BoolArray], correction: DecodedSeg, card: ModelCard
+    prediction: Mapping[str, BoolArray], correction: Decoded, card: ModelCard
 ) -> list[tuple[str, BoolArray, BoolArray | None]]:
     """Label, our mask and theirs, in the order of the card; theirs is None where it is unknown."""
     nothing: BoolArray = np.zeros(correction.shape, np.bool_)

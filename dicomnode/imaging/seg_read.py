@@ -2,13 +2,12 @@
 
 The reader works on pydicom alone and is tolerant where the standard or the source series settles
 the matter: missing dimension indices, pixel measures, orientation or positions, orphaned segment
-numbers, frames that lie mirrored in their plane. What it repaired stands in `DecodedSeg.flags`;
+numbers, frames that lie mirrored in their plane. What it repaired stands in `Decoded.flags`;
 what it would have to guess is refused with `CorrectionError`.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from pydicom import Dataset
@@ -17,6 +16,7 @@ from dicomnode.domain import ModelCard, SegmentSopClasses
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import segmentation_name
+from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import BoolArray
 from dicomnode.imaging.seg_frames import FrameLocator, source_images
 from dicomnode.imaging.seg_labels import Listed, listed_segments, segment_numbers
@@ -24,47 +24,14 @@ from dicomnode.imaging.seg_pixels import checked_size, has_aligned_frames, iter_
 from dicomnode.imaging.seg_stack import stack_of
 from dicomnode.imaging.stacks import Stack
 
-__all__ = ["DecodedSeg", "decode", "referenced_instances", "referenced_series", "stack_of"]
+__all__ = ["decode", "referenced_instances", "referenced_series", "stack_of"]
 
 MAXIMUM_MASK_VOXELS = 2**33
 """Segments x voxels that are taken into memory for one object, in bytes."""
 LABEL_MAP_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedSeg:
-    """A segmentation as masks on the planes of its source stack.
-
-    Attributes
-    ----------
-    masks
-        Label of the model -> bool (frame, row, column) in the order of `Stack.frames`; only labels with
-        voxels. Masks may overlap.
-    empty_labels
-        Labels of the model that the object lists without a voxel.
-    unmapped
-        Segments that are no label of the model, by their Segment Label; kept, never trained.
-    flags
-        What was repaired or is doubtful: `position_conflict`, `reference_conflict`, `in_plane_flip`,
-        `segment_numbers_remapped`, `label_repeated`, `labels_overlap`, `unlisted_segment`, `fractional`,
-        `frames_byte_aligned`.
-    """
-
-    sop_instance_uid: str
-    referenced_series_uid: str
-    shape: tuple[int, int, int]
-    masks: Mapping[str, BoolArray]
-    empty_labels: tuple[str, ...]
-    unmapped: Mapping[str, BoolArray]
-    flags: tuple[str, ...]
-
-    @property
-    def unmapped_labels(self) -> tuple[str, ...]:
-        """Segment Labels that are no label of the model, also those without voxels."""
-        return tuple(self.unmapped)
-
-
-def decode(ds: Dataset, *, stack: Stack, card: ModelCard) -> DecodedSeg:
+def decode(ds: Dataset, *, stack: Stack, card: ModelCard) -> Decoded:
     """Read a segmentation onto the planes of its source stack; `stack_of` finds the stack.
 
     A frame's plane is found by its source reference and, independently, by its position; a conflict
@@ -188,14 +155,14 @@ def _is_label_map(ds: Dataset) -> bool:
     return is_class or attributes.text(ds, "SegmentationType") == "LABELMAP"
 
 
-def _decoded(ds: Dataset, canvas: _Canvas, *, series_uid: str, flags: set[str]) -> DecodedSeg:
+def _decoded(ds: Dataset, canvas: _Canvas, *, series_uid: str, flags: set[str]) -> Decoded:
     masks = _labelled(canvas, flags)
     listed = [s.label for s in canvas.listed.values() if s.label is not None and not s.is_background]
     if attributes.text(ds, "SegmentationType") == "FRACTIONAL":
         flags.add("fractional")
     if _overlap(list(masks.values()), planes=set().union(*canvas.planes.values())):
         flags.add("labels_overlap")
-    return DecodedSeg(
+    return Decoded(
         sop_instance_uid=attributes.text(ds, "SOPInstanceUID"),
         referenced_series_uid=series_uid,
         shape=canvas.shape,

@@ -22,9 +22,9 @@ from dicomnode.domain import (
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes, corrections, seg_read
 from dicomnode.imaging.corrections import Known, Recognised, SentObject
+from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import BoolArray
 from dicomnode.imaging.regrid import backed_slices, mask_to_image
-from dicomnode.imaging.seg_read import DecodedSeg
 from dicomnode.imaging.series import SeriesVolume, stack_volume, supported_images
 from dicomnode.imaging.stacks import Stack, read_stacks
 from dicomnode.pipeline.routing import choose
@@ -47,7 +47,7 @@ class _Reading:
     stacks: Sequence[Stack]  # all of the series
     card: ModelCard
     results: Sequence[ResultRecord]  # ours of that series, oldest first; the one that stands is the last
-    decoded: DecodedSeg
+    decoded: Decoded
     is_trusted: bool
 
     @property
@@ -227,16 +227,14 @@ def _is_kept(found: Recognised, reading: _Reading) -> bool:
     return found.kind in _KEPT or (found.kind is Recognition.NEW_ANNOTATION and reading.is_trusted)
 
 
-def _spoken(reading: _Reading, found: Recognised, tools: Tools) -> DecodedSeg:
+def _spoken(reading: _Reading, found: Recognised, tools: Tools) -> Decoded:
     """What the reader's object says of our labels, as this site reads the labels that it does not list."""
     if not tools.corrections.absence_means_empty:
         return reading.decoded
     return corrections.with_absent_emptied(reading.decoded, reading.card, corrects=found.corrects)
 
 
-def _case(
-    reading: _Reading, prediction: Mapping[str, BoolArray], correction: DecodedSeg, tools: Tools
-) -> Case:
+def _case(reading: _Reading, prediction: Mapping[str, BoolArray], correction: Decoded, tools: Tools) -> Case:
     """Image, labels and what of them was reviewed, without anything that names the patient.
 
     All on the grid of the image. Slices of it that nobody received are interpolated; they weigh nothing.
@@ -267,7 +265,7 @@ def _case(
     )
 
 
-def _on_image(decoded: DecodedSeg, stack: Stack) -> DecodedSeg:
+def _on_image(decoded: Decoded, stack: Stack) -> Decoded:
     """Bring the labels of a segmentation from the planes of a stack to the grid of its image."""
     masks = {label: mask_to_image(mask, stack) for label, mask in decoded.masks.items()}
     return replace(decoded, shape=stack.grid.shape, masks=masks, unmapped={})

@@ -8,6 +8,8 @@ from sqlalchemy import ColumnElement, func
 from sqlmodel import Session, col, select, update
 
 from dicomnode.domain import (
+    CorrectionState,
+    Decision,
     Job,
     JobState,
     LabelScore,
@@ -177,9 +179,15 @@ def _values(job: Job, correction: CorrectionRecord, now: datetime) -> dict[str, 
         "result_sop_uid": correction.result_sop_uid,
         "model_name": correction.model_name,
         "model_version": correction.model_version,
+        "instance_id": correction.instance_id,
+        "state": correction.state,
+        "stack": correction.stack,
         "author": correction.author,
         "sender": correction.sender,
         "reasons_json": json.dumps(correction.reasons),
+        "doubts_json": json.dumps(correction.doubts),
+        "decision": correction.decision,
+        "decided_by": correction.decided_by,
         "case_id": correction.case_id,
         "patient_key": correction.patient_key,
         "split": correction.split,
@@ -201,6 +209,7 @@ def _add_scores(session: Session, correction_id: int, scores: tuple[LabelScore, 
                 edited_slices_json=json.dumps(score.edited_slices),
                 prediction_voxels=score.prediction_voxels,
                 correction_voxels=score.correction_voxels,
+                confidence=score.confidence,
             )
         )
 
@@ -218,7 +227,14 @@ def _record(session: Session, row: CorrectionTable) -> CorrectionRecord:
         result_sop_uid=None if row.result_sop_uid is None else SopInstanceUid(row.result_sop_uid),
         model_name=row.model_name,
         model_version=None if row.model_version is None else ModelVersion(row.model_version),
+        id=row.id,
+        instance_id=row.instance_id,
+        state=CorrectionState(row.state),
+        stack=row.stack,
         scores=tuple(_score(score) for score in scores),
+        doubts=tuple(json.loads(row.doubts_json)),
+        decision=Decision(row.decision),
+        decided_by=row.decided_by,
         author=row.author,
         sender=row.sender,
         reasons=tuple(json.loads(row.reasons_json)),
@@ -239,4 +255,5 @@ def _score(row: CorrectionScoreTable) -> LabelScore:
         edited_slices=tuple(json.loads(row.edited_slices_json)),
         prediction_voxels=row.prediction_voxels,
         correction_voxels=row.correction_voxels,
+        confidence=row.confidence,
     )

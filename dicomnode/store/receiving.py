@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from sqlmodel import Session, col, select, update
 
-from dicomnode.domain import JobKind, JobState, SegmentSopClasses, SeriesState, StoredInstance
+from dicomnode.domain import CorrectionSopClasses, JobKind, JobState, SeriesState, StoredInstance
 from dicomnode.store.audit import add_entry
 from dicomnode.store.database import insert_new
 from dicomnode.store.leases import retire_waiting, revive
@@ -24,14 +24,14 @@ class Role(StrEnum):
     """What an instance is to this node."""
 
     IMAGE = "image"
-    SEGMENTATION = "segmentation"  # received
+    SEGMENTATION = "segmentation"  # received, also as contours
     OTHER = "other"
     RESULT = "result"  # made here
 
 
 def role_of(sop_class_uid: str) -> Role:
     """Tell by the storage class what an instance is to this node."""
-    if sop_class_uid in SegmentSopClasses:
+    if sop_class_uid in CorrectionSopClasses:
         return Role.SEGMENTATION
     if not sop_class_uid.startswith(_STORAGE):
         return Role.OTHER

@@ -5,6 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from dicomnode.domain import (
+    CorrectionState,
+    Decision,
     JobKind,
     JobState,
     LabelScore,
@@ -152,10 +154,17 @@ class CorrectionRecord:
     result_sop_uid: SopInstanceUid | None  # our result that it was compared with
     model_name: str
     model_version: ModelVersion | None
+    id: int | None = None  # its number for people; set by the store
+    instance_id: int | None = None  # the received file
+    state: CorrectionState = CorrectionState.RECORDED
+    stack: str = ""  # of the series, "" where it is one stack
     scores: tuple[LabelScore, ...] = ()
     author: str = ""
     sender: str = ""
     reasons: tuple[str, ...] = ()  # of the recognition, and flags of the reader
+    doubts: tuple[str, ...] = ()  # why a person must look first
+    decision: Decision = Decision.NONE
+    decided_by: str = ""
     case_id: str | None = None
     patient_key: str | None = None  # the casebook's keyed hash, never an identifier
     split: Split | None = None

@@ -220,9 +220,15 @@ class CorrectionTable(SiteTable, table=True):
     result_sop_uid: str | None = Field(sa_type=Word, default=None)
     model_name: str = Field(sa_type=Word)
     model_version: str | None = Field(sa_type=Word, default=None)
+    instance_id: int | None = Field(default=None, foreign_key="instance.id", index=True)
+    state: str = Field(sa_type=Word, index=True)
+    stack: str = Field(sa_type=Word)
     author: str = Field(sa_type=Word)
     sender: str = Field(sa_type=Word)
     reasons_json: str = Field(sa_type=Prose)
+    doubts_json: str = Field(sa_type=Prose)
+    decision: str = Field(sa_type=Word)
+    decided_by: str = Field(sa_type=Word)
     case_id: str | None = Field(sa_type=Word, default=None, index=True)
     patient_key: str | None = Field(sa_type=Word, default=None)
     split: str | None = Field(sa_type=Word, default=None)
@@ -244,6 +250,7 @@ class CorrectionScoreTable(SiteTable, table=True):
     edited_slices_json: str = Field(sa_type=Prose)
     prediction_voxels: int = Field(sa_type=BigInteger)
     correction_voxels: int = Field(sa_type=BigInteger)
+    confidence: float
 
 
 class CaseTable(SiteTable, table=True):

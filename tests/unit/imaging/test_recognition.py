@@ -7,8 +7,8 @@ from pydicom.dataset import Dataset
 from dicomnode.domain import Recognition
 from dicomnode.imaging import corrections, seg_read
 from dicomnode.imaging.corrections import Known, SentObject
+from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import voxels_sha256
-from dicomnode.imaging.seg_read import DecodedSeg
 from dicomnode.imaging.stacks import only_stack
 from tests.imaging_builders import foreign_seg, item, make_card, plain_series, reread
 from tests.seg_builders import encoded_forms, found_in
@@ -28,7 +28,7 @@ OURS = {ANTERIOR: block(slice(1, 4), slice(1, 3), slice(1, 4)), POSTERIOR: block
 
 
 def decoded(masks, *, empty=(), unmapped=None):
-    return DecodedSeg(
+    return Decoded(
         sop_instance_uid="1.2.3",
         referenced_series_uid="1.2.4",
         shape=SHAPE,

@@ -6,8 +6,8 @@ import pytest
 from dicomnode.domain import Recognition
 from dicomnode.imaging import corrections
 from dicomnode.imaging.corrections import Known, SentObject
+from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import tracking_uid, voxels_sha256
-from dicomnode.imaging.seg_read import DecodedSeg
 from tests.imaging_builders import item, make_card
 
 LABELS = ("Liver", "Spleen", "Left lung", "Right lung")
@@ -41,7 +41,7 @@ KNOWN = Known(sent=[WHOLE, FIRST, SECOND], prediction=OURS, model_name="organs")
 
 
 def decoded(masks, *, empty=(), unmapped=None):
-    return DecodedSeg(
+    return Decoded(
         sop_instance_uid="1.9",
         referenced_series_uid="1.8",
         shape=SHAPE,
