@@ -1,8 +1,9 @@
 """Training cases on disk: pseudonymous image, labels, and what a reader has reviewed.
 
-Nothing here names a patient, a date of the patient's, or a UID: a case carries keyed hashes only, and the
+Nothing here names a patient, a UID or a date: a case carries keyed hashes only, and the
 database holds the one table that leads back. The side of a patient, training or hold-out, is a function of
-the keyed hash and a threshold fixed when the casebook is made; it never changes.
+the keyed hash and a threshold fixed when the casebook is made; it never changes. Where the same images come
+under a second patient identifier, both count as one patient, so that copies never stand on both sides.
 
 Layout::
 
@@ -10,15 +11,16 @@ Layout::
     cases/<case id>/case.json              the case as it stands: what it is, and the SHA-256 of its arrays
     cases/<case id>/versions/<sha>.npz     arrays, named by their SHA-256; never changed
     cases/<case id>/versions/<sha>.json    the description that went with them
+    patients/<patient key>                 the key of the patient that this one turned out to be
 """
 
 import hashlib
 import hmac
 import io
 import re
+import shutil
 import zipfile
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,9 +50,7 @@ class Case:
     affine: npt.NDArray[np.float64]  # 4x4, voxel index (slice, row, column) to LPS mm
     labels: npt.NDArray[np.uint8]  # (slice, row, column), class indices; 0 is background
     reviewed: npt.NDArray[np.float32]  # (label, slice), weight 0..1 of each slice; rows as `labels_known`
-    labels_known: tuple[str, ...]  # labels that the reader's object speaks about
-    source_digest: str  # of the revision of the series
-    created_at: datetime
+    labels_known: tuple[str, ...]  # labels that the readers' objects speak about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +62,9 @@ class CaseInfo:
     split: Split
     model_name: str
     labels_known: tuple[str, ...]
-    source_digest: str
-    created_at: datetime
     shape: tuple[int, int, int]  # (slice, row, column)
     arrays_sha256: Sha256
+    image_key: str  # keyed hash of the image: equal for copies of the same images
 
 
 class _Marker(BaseModel):
@@ -81,18 +80,17 @@ class _Marker(BaseModel):
 class _Description(BaseModel):
     """``case.json``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)  # the first format held a digest and a date more
 
-    format: Literal["dicomnode case 1"]
+    format: Literal["dicomnode case 1", "dicomnode case 2"]
     case_id: str
     patient_key: str
     split: Split
     model_name: str
     labels_known: tuple[str, ...]
-    source_digest: str
-    created_at: datetime
     shape: tuple[int, int, int]
     arrays_sha256: Sha256
+    image_key: str = ""
 
 
 class Casebook:
@@ -150,9 +148,52 @@ class Casebook:
         message = "no Patient ID and no Study Instance UID: the side of the patient cannot be fixed"
         raise CorrectionError(message)
 
-    def case_id(self, series_instance_uid: SeriesInstanceUid) -> str:
-        """Name the case of a series: 32 hexadecimal digits that do not lead back to it without the secret."""
-        return self._keyed("case", series_instance_uid)[:32]
+    def patient_of(self, patient_key: str, image: npt.NDArray[np.float32]) -> str:
+        """Tell which patient an image is of: the one whose copy of it is here already, else the one named.
+
+        Anonymised copies, merged records and mistyped identifiers bring the same images under another
+        identifier. That identifier is bound to the patient who was here first, now and for ever.
+
+        Parameters
+        ----------
+        patient_key
+            From `patient_key`.
+        image
+            (slice, row, column), modality units; compared voxel by voxel.
+
+        Raises
+        ------
+        CorrectionError
+            Both identifiers have cases already, and on different sides.
+        """
+        own = self._bound(patient_key)
+        image_key = self._image_key(image)
+        infos = self._infos()
+        copies = {info.patient_key for info in infos if info.image_key == image_key} - {own}
+        if not copies:
+            return own
+        other = self._bound(min(copies))
+        has_cases = any(info.patient_key == own for info in infos)
+        if has_cases and self.split_of(own) is not self.split_of(other):
+            message = (
+                "the same images are in the casebook as another patient's, on the other side of training and "
+                "hold-out; withdraw the corrections of one of the two"
+            )
+            raise CorrectionError(message)
+        if not has_cases and own != other:
+            self._bind(own, other)
+        return self._bound(own)
+
+    def case_id(
+        self, series_instance_uid: SeriesInstanceUid, *, stack: str = "", model_name: str = ""
+    ) -> str:
+        """Name the case of a stack of a series, for one model.
+
+        Returns
+        -------
+            32 hexadecimal digits that do not lead back to the series without the secret.
+        """
+        return self._keyed("case", series_instance_uid, stack, model_name)[:32]
 
     def split_of(self, patient_key: str) -> Split:
         """Tell the side of a patient: the same for ever, whatever else is in the casebook."""
@@ -173,11 +214,12 @@ class Casebook:
         """
         self._check_case(case)
         arrays = _encode_arrays(case)
-        description = _describe(case, Sha256(hashlib.sha256(arrays).hexdigest()))
+        digest = Sha256(hashlib.sha256(arrays).hexdigest())
+        description = _describe(case, digest, image_key=self._image_key(case.image))
         folder = self._folder(case.case_id)
         versions = folder / "versions"
         with durable.translated(folder):
-            if (folder / "case.json").exists() and _is_same(_read_description(folder), description):
+            if (folder / "case.json").exists() and _read_description(folder) == description:
                 return
             versions.mkdir(parents=True, exist_ok=True)
             for made in (self._root / "cases", folder):
@@ -188,6 +230,15 @@ class Casebook:
             durable.sync_folder(versions)
             durable.write(folder / "case.json", (text,))
             durable.sync_folder(folder)
+
+    def remove(self, case_id: str) -> None:
+        """Let a case leave, with its earlier versions; one that is not there is no fault."""
+        folder = self._folder(case_id)
+        with durable.translated(folder):
+            (folder / "case.json").unlink(missing_ok=True)
+            if folder.exists():
+                durable.sync_folder(folder)
+                shutil.rmtree(folder)
 
     def read(self, case_id: str) -> Case:
         """Read a case as it stands.
@@ -218,9 +269,34 @@ class Casebook:
         CorrectionError
             A description is damaged.
         """
+        return [
+            info for info in self._infos() if info.model_name == model_name and split in (None, info.split)
+        ]
+
+    def _infos(self) -> list[CaseInfo]:
         folders = sorted(path.parent for path in (self._root / "cases").glob("*/case.json"))
-        found = [_info(_read_description(folder)) for folder in folders]
-        return [info for info in found if info.model_name == model_name and split in (None, info.split)]
+        return [_info(_read_description(folder)) for folder in folders]
+
+    def _bound(self, patient_key: str) -> str:
+        """The key of the patient that this one turned out to be, or itself."""
+        path = self._root / "patients" / patient_key
+        try:
+            return path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return patient_key
+
+    def _bind(self, patient_key: str, other: str) -> None:
+        path = self._root / "patients" / patient_key
+        with durable.translated(path):
+            path.parent.mkdir(exist_ok=True)
+            durable.sync_folder(self._root)
+            durable.write_once(path, other.encode())
+            durable.sync_folder(path.parent)
+
+    def _image_key(self, image: npt.NDArray[np.float32]) -> str:
+        """Keyed hash of shape and voxels of an image."""
+        digest = hashlib.sha256(np.ascontiguousarray(image, np.float32).tobytes()).hexdigest()
+        return self._keyed("image", *(str(size) for size in image.shape), digest)
 
     def _check_marker(self) -> None:
         """Hold the settings equal to those of the day when the casebook was made."""
@@ -280,24 +356,19 @@ class Casebook:
         return hmac.new(self._secret, message, hashlib.sha256).hexdigest()
 
 
-def _describe(case: Case, arrays_sha256: Sha256) -> _Description:
+def _describe(case: Case, arrays_sha256: Sha256, *, image_key: str) -> _Description:
     slices, rows, columns = case.image.shape
     return _Description(
-        format="dicomnode case 1",
+        format="dicomnode case 2",
         case_id=case.case_id,
         patient_key=case.patient_key,
         split=case.split,
         model_name=case.model_name,
         labels_known=case.labels_known,
-        source_digest=case.source_digest,
-        created_at=case.created_at,
         shape=(slices, rows, columns),
         arrays_sha256=arrays_sha256,
+        image_key=image_key,
     )
-
-
-def _is_same(kept: _Description, new: _Description) -> bool:
-    return kept.model_copy(update={"created_at": new.created_at}) == new
 
 
 def _encode_arrays(case: Case) -> bytes:
@@ -333,8 +404,6 @@ def _case(description: _Description, arrays: dict[str, npt.NDArray[np.generic]])
         labels=arrays["labels"].astype(np.uint8, copy=False),
         reviewed=arrays["reviewed"].astype(np.float32, copy=False),
         labels_known=description.labels_known,
-        source_digest=description.source_digest,
-        created_at=description.created_at,
     )
 
 
@@ -345,10 +414,9 @@ def _info(description: _Description) -> CaseInfo:
         split=description.split,
         model_name=description.model_name,
         labels_known=description.labels_known,
-        source_digest=description.source_digest,
-        created_at=description.created_at,
         shape=description.shape,
         arrays_sha256=description.arrays_sha256,
+        image_key=description.image_key,
     )
 
 

@@ -44,6 +44,7 @@ class JobKind(StrEnum):
     SEGMENT_SERIES = "segment_series"  # series instance UID
     DELIVER_RESULT = "deliver_result"  # delivery id
     INGEST_CORRECTION = "ingest_correction"  # instance id of the received SEG
+    FETCH_IMAGES = "fetch_images"  # instance id of the received SEG
     TRAIN_INCREMENT = "train_increment"  # model name
     PUSH_UPDATE = "push_update"  # model version
     ADOPT_RELEASE = "adopt_release"  # model family
@@ -117,6 +118,7 @@ class CorrectionState(StrEnum):
     RECORDED = "recorded"  # noted; it teaches nothing: loop-backs, other products' results
     KEPT = "kept"  # part of the training case of its series
     HELD = "held"  # in quarantine: a person decides
+    RETIRED = "retired"  # it was kept; its case gave its place to others
     REFUSED = "refused"  # a person decided against it
     WITHDRAWN = "withdrawn"  # it was kept, and a person took it back
 

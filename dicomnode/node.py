@@ -137,6 +137,7 @@ def opened_tools(
             federation=settings.federation,
             federation_key=federation_key(settings),
             exchange=settings.exchange_dir,
+            pictures=settings.pictures_dir,
             now=utc_now,
             should_stop=should_stop,
             progress=progress,

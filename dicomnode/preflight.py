@@ -13,7 +13,9 @@ from dicomnode.errors import ConfigError, DicomNodeError, SpoolFullError
 from dicomnode.ml import inference, package
 from dicomnode.node import open_shelf, opened_tools, prepare
 from dicomnode.pipeline.routing import check_routes
-from dicomnode.scp import sender
+from dicomnode.scp import query, sender
+from dicomnode.scp.association import CONNECTION_TIMEOUT_S
+from dicomnode.scp.query import Archive
 from dicomnode.settings import NodeSettings
 from dicomnode.site import open_spool, opened_store
 
@@ -44,6 +46,8 @@ def check(settings: NodeSettings) -> list[Finding]:
             for d in settings.destinations
         ),
     ]
+    if settings.corrections.fetch_from:
+        steps.append(("archive of corrected images", lambda: _archive(settings)))
     return [*(_try(what, step) for what, step in steps), *_notes(settings)]
 
 
@@ -138,6 +142,12 @@ def _destination(settings: NodeSettings, name: str) -> str:
     peer = settings.destination(name)
     seconds = sender.echo(peer, ae_title=settings.scp.ae_title)
     return f"{peer.ae_title} at {peer.host}:{peer.port} answers C-ECHO in {seconds * 1000:.0f} ms"
+
+
+def _archive(settings: NodeSettings) -> str:
+    peer = settings.destination(settings.corrections.fetch_from)
+    archive = Archive(destination=peer, ae_title=settings.scp.ae_title, answer_timeout_s=CONNECTION_TIMEOUT_S)
+    return query.check(archive)
 
 
 def _aggregator(settings: NodeSettings) -> str:

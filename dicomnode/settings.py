@@ -8,88 +8,29 @@ import sysconfig
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dicomnode.conditions import Conditions, Preference, Range
 from dicomnode.configfile import Allowed, Section, read
+from dicomnode.configtypes import (
+    AeTitle,
+    ClockTime,
+    DatabaseUrl,
+    FileBeside,
+    Host,
+    ListeningPort,
+    Name,
+    Port,
+    Seconds,
+    Window,
+    WorkingFolder,
+    each_once,
+    is_within,
+    times,
+)
 from dicomnode.domain import Destination, ResultForm
 from dicomnode.errors import ConfigError
-
-_AE_PATTERN = r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$"  # PS3.5 table 6.2-1, without outer blanks
-_DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
-_CLOCK = r"([01]\d|2[0-3]):[0-5]\d"
-
-
-def _from_working_folder(path: object) -> Path:
-    if not isinstance(path, str | Path):
-        raise ValueError("must be a path in quotes")  # pydantic turns ValueError into a fault
-    return Path(path).resolve()
-
-
-def _beside_the_file(path: Path | None, info: ValidationInfo) -> Path | None:
-    folder = info.context or Path.cwd()  # the context is the folder of the TOML file
-    return None if path is None else (folder / path).resolve()
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if url and parts.scheme not in _DATABASES:
-        raise ValueError(
-            f"is no database URL; it must begin with one of {', '.join(_DATABASES)}, each with ://"
-        )
-    if parts.password is not None or "password=" in parts.query:
-        raise ValueError("holds a password; leave it out and set PGPASSWORD or PGPASSFILE instead")
-    return url
-
-
-def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
-    twice = [value for value in values if values.count(value) > 1]
-    if twice:
-        raise ValueError(f'"{twice[0]}" is there twice; each may be named once')
-    return values
-
-
-def _times(window: str) -> tuple[time, time]:
-    opens, closes = (time.fromisoformat(part) for part in window.split("-"))
-    return opens, closes
-
-
-def _is_within(window: str, local: time) -> bool:
-    """Answer whether a local time of day lies in a window; windows may pass midnight, equal times: always."""
-    opens, closes = _times(window)
-    if opens < closes:
-        return opens <= local < closes
-    return local >= opens or local < closes
-
-
-AeTitle = Annotated[
-    str,
-    Field(pattern=_AE_PATTERN),
-    Allowed("an AE title: 1 to 16 printable ASCII characters, no backslash, no blank at either end"),
-]
-Port = Annotated[int, Field(ge=1, le=65535)]
-ListeningPort = Annotated[int, Field(ge=0, le=65535), Allowed("a TCP port, 1 to 65535; 0 takes a free one")]
-Seconds = Annotated[float, Field(gt=0)]
-Host = Annotated[str, Field(min_length=1), Allowed("a host name or an IP address")]
-Name = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-    Allowed("1 to 64 letters, digits, '.', '_', '-'"),
-]
-ClockTime = Annotated[str, Field(pattern=f"^{_CLOCK}$"), Allowed('a time of day such as "03:30"')]
-Window = Annotated[
-    str, Field(pattern=f"^{_CLOCK}-{_CLOCK}$"), Allowed('two times of day such as "22:00-05:00"')
-]
-WorkingFolder = Annotated[Path, PlainValidator(_from_working_folder)]
-FileBeside = Annotated[
-    Path | None,
-    BeforeValidator(lambda text: None if text == "" else text),
-    AfterValidator(_beside_the_file),
-    Allowed("a path in quotes, or empty"),
-]
-DatabaseUrl = Annotated[str, AfterValidator(_without_password), Allowed("a database URL, or empty")]
 
 
 class ProcessSection(Section):
@@ -176,9 +117,9 @@ class WorkSettings(Section):
     def next_off_peak(self, now: datetime) -> datetime:
         """Tell from when on off-peak work may run: `now`, or the next opening of the window; aware UTC."""
         local = now.astimezone()
-        if _is_within(self.off_peak, local.time()):
+        if is_within(self.off_peak, local.time()):
             return now
-        opens, _ = _times(self.off_peak)
+        opens, _ = times(self.off_peak)
         day = local.date() if local.time() < opens else local.date() + timedelta(days=1)
         return datetime.combine(day, opens).astimezone(UTC)
 
@@ -210,7 +151,7 @@ class RouteSettings(Section):
     per_study: Literal["every", "best"] = Field(
         "every", description="best: only the best of those series of a study that fit"
     )
-    prefer: Annotated[tuple[Preference, ...], AfterValidator(_each_once)] = Field(
+    prefer: Annotated[tuple[Preference, ...], AfterValidator(each_once)] = Field(
         ("fewest_missing_slices", "most_slices", "thinnest_slices", "finest_pixels"),
         description="what is best; a later item decides where earlier ones tie",
     )
@@ -232,7 +173,7 @@ class DestinationSettings(Section):
     port: Port = Field(description="TCP port of the peer")
     results: Annotated[
         tuple[ResultForm, ...],
-        AfterValidator(_each_once),
+        AfterValidator(each_once),
         Allowed('a list, not empty; each item: "seg", "labelmap", "sr", "rtstruct" or "sc"'),
     ] = Field(
         (ResultForm.SEG,),
@@ -302,7 +243,7 @@ class TrainingSettings(Section):
 
     def is_open(self, local: time) -> bool:
         """Answer whether a local time of day lies in the window; windows may pass midnight."""
-        return _is_within(self.window, local)
+        return is_within(self.window, local)
 
 
 class FederationSettings(Section):
@@ -405,6 +346,11 @@ class NodeSettings(Section):
     def exchange_dir(self) -> Path:
         """Folder of the weights on their way to the aggregator and from it."""
         return self.node.data_dir / "exchange"
+
+    @property
+    def pictures_dir(self) -> Path:
+        """Folder of the pictures of corrections that wait for a person."""
+        return self.node.data_dir / "pictures"
 
     @property
     def keys_dir(self) -> Path:

@@ -346,6 +346,17 @@ class Spool:
         return ds
 
 
+def series_of(encoded: bytes, transfer_syntax_uid: str) -> SeriesInstanceUid:
+    """Read which series a data set, as on the wire, says that it is of; its pixels are not touched.
+
+    Raises
+    ------
+    UnreadableInstanceError
+        No readable header, or an identifying UID is absent or malformed.
+    """
+    return _identify(encoded, transfer_syntax_uid).series_instance_uid
+
+
 def read_part_10(path: Path) -> Dataset:
     """Read the header of a DICOM file; values above 64 KiB are fetched from the file when first used.
 

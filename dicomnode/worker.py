@@ -17,7 +17,7 @@ import structlog
 
 from dicomnode.domain import Job, JobKind
 from dicomnode.errors import InputError, LeaseLostError, PeerError, ResourceError
-from dicomnode.pipeline import adopt, correct, deliver, learn, push, segment
+from dicomnode.pipeline import adopt, correct, deliver, images, learn, push, segment
 from dicomnode.pipeline.tools import Interrupted, Tools
 
 log = structlog.get_logger()
@@ -28,12 +28,13 @@ STORIES: dict[JobKind, Story] = {
     JobKind.SEGMENT_SERIES: segment.segment_series,
     JobKind.DELIVER_RESULT: deliver.deliver_result,
     JobKind.INGEST_CORRECTION: correct.ingest_correction,
+    JobKind.FETCH_IMAGES: images.fetch_images,
     JobKind.TRAIN_INCREMENT: learn.train_increment,
     JobKind.PUSH_UPDATE: push.push_update,
     JobKind.ADOPT_RELEASE: adopt.adopt_release,
 }
 
-# Two lanes, so that a dead PACS or a slow line never holds up a segmentation.
+# Lanes, so that a dead PACS or a slow line never holds up a segmentation, nor a slow archive a delivery.
 LANES: dict[str, frozenset[JobKind]] = {
     "compute": frozenset(
         {
@@ -44,6 +45,7 @@ LANES: dict[str, frozenset[JobKind]] = {
         }
     ),
     "network": frozenset({JobKind.DELIVER_RESULT, JobKind.PUSH_UPDATE}),
+    "archive": frozenset({JobKind.FETCH_IMAGES}),
 }
 
 

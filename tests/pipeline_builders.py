@@ -310,6 +310,7 @@ def opened_scene(folder: Path) -> Iterator[Scene]:
         federation=FederationSettings(),
         federation_key=folder / "federation.pem",
         exchange=folder / "exchange",
+        pictures=folder / "pictures",
         now=clock,
         should_stop=lambda: False,
         progress=lambda *_: None,

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from dicomnode import node, preflight
+from dicomnode.cli.feedback import print_alarms
 from dicomnode.cli.show import ConfigOption, JsonOption, console, notes, print_json, table
 from dicomnode.domain import JobKind, JobState, ResultForm
 from dicomnode.pipeline import learn
+from dicomnode.pipeline.figures import all_drift
 from dicomnode.pipeline.folder import FolderOutcome, FolderWork, segment_folder
 from dicomnode.pipeline.tools import Tools
 from dicomnode.settings import NodeSettings, load_node_settings
@@ -43,11 +45,13 @@ def status(
     settings = load_node_settings(config)
     with opened_store(settings) as store:
         overview = store.overview(limit=limit)
+        drifts = all_drift(store)
     unreadable = open_spool(settings).usage().quarantined if settings.spool_dir.is_dir() else 0
     if as_json:
-        print_json({**asdict(overview), "quarantined": unreadable})
+        print_json({**asdict(overview), "quarantined": unreadable, "drift": drifts})
         return
     _print_overview(overview)
+    print_alarms(drifts)
     if unreadable:
         folder = settings.spool_dir / "quarantine"
         console.print(
@@ -173,6 +177,11 @@ def _print_overview(overview: Overview) -> None:
         console.print(table("Destinations", ("name", "sent", "waiting", "last fault"), rows))
     if overview.corrections:
         console.print(table("Received segmentations", ("recognised as", "objects"), overview.corrections))
+    if overview.held_corrections:
+        console.print(
+            f"[bold yellow]{overview.held_corrections}[/] of them wait for a person's decision: "
+            f"`dicomnode corrections list --state held`"
+        )
     console.print(
         table(
             "Models in use",

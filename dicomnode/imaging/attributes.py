@@ -49,7 +49,7 @@ def element(ds: Dataset, keyword: str) -> DataElement | None:
 def has_value(ds: Dataset, keyword: str) -> bool:
     """Answer whether an element is there and not empty, readable or not."""
     raw = ds.get_item(_tag(keyword), keep_deferred=True)
-    if isinstance(raw, RawDataElement) and raw.VR == "DS" and raw.value and raw.value.strip(b" \0"):
+    if isinstance(raw, RawDataElement) and _is_decimal(raw) and raw.value and raw.value.strip(b" \0"):
         return True
     found = element(ds, keyword)
     return raw is not None and (found is None or not found.is_empty)
@@ -88,12 +88,17 @@ def numbers(ds: Dataset, keyword: str) -> FloatArray | None:
 def _decimals(ds: Dataset, keyword: str) -> FloatArray | None:
     """Read decimal strings as they stand in the file; pydicom's own values take ten times as long to make."""
     raw = ds.get_item(_tag(keyword), keep_deferred=True)
-    if not isinstance(raw, RawDataElement) or not raw.value or (raw.VR or dictionary_VR(raw.tag)) != "DS":
+    if not isinstance(raw, RawDataElement) or not raw.value or not _is_decimal(raw):
         return None
     try:
         return np.array([float(value) for value in raw.value.split(b"\\")])
     except ValueError:
         return None
+
+
+def _is_decimal(raw: RawDataElement) -> bool:
+    """Answer whether an undecoded element holds decimal strings; an implicit encoding does not say so."""
+    return (raw.VR or dictionary_VR(raw.tag)) == "DS"
 
 
 def integer(ds: Dataset, keyword: str) -> int | None:

@@ -6,7 +6,7 @@ measured and the only ones that let other threads work meanwhile.
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import imagecodecs
@@ -14,13 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 
+from dicomnode.imaging.rle import decode_segments
+
 Stored = NDArray[np.signedinteger | np.unsignedinteger]
 
 _SOF_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOF_JPEG_LS = 0xF7
+_SOF_LOSSLESS = 0xC3
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _START_OF_SCAN = 0xDA
+_CODING_STYLE = 0x52
+_START_OF_TILE = 0x90
+_START_OF_IMAGE = b"\xff\xd8"
 _END_OF_IMAGE = b"\xff\xd9"
+_LONGEST_RUN = 128
 _JP2_BOX = b"\x00\x00\x00\x0cjP  "
 _CODESTREAM_J2K = b"\xff\x4f\xff\x51"
 
@@ -67,6 +74,28 @@ def decode_frame(code: bytes, transfer_syntax_uid: str, frame: FrameFormat) -> t
     return _DECODERS[transfer_syntax_uid](code, frame)
 
 
+def check_lossless(code: bytes) -> None:
+    """Refuse a codestream of JPEG, JPEG-LS or JPEG 2000 that by its own header does not keep the values.
+
+    Raises
+    ------
+    ValueError
+        The header does not say lossless JPEG (ITU-T T.81 B.2.2), JPEG-LS with an allowed error of 0
+        (T.87 C.2.3), or JPEG 2000 with the reversible wavelet (T.800 A.6.1).
+    """
+    if code.startswith(_START_OF_IMAGE):
+        found = dict(_segments(code, _START_OF_SCAN))
+        scan = code[found.get(_START_OF_SCAN, len(code)) + 2 :][:12]  # how many components, 2 bytes for each
+        near = scan[2 * scan[0] + 1 :][:1] if scan else b""
+        is_lossless = _SOF_LOSSLESS in found or (_SOF_JPEG_LS in found and near == b"\0")
+    else:
+        start = max(code.find(_CODESTREAM_J2K), 0)
+        style = dict(_segments(code[start:], _START_OF_TILE)).get(_CODING_STYLE, len(code))
+        is_lossless = code[start + style + 11 :][:1] == b"\x01"  # the wavelet: 5-3 reversible
+    if not is_lossless:
+        raise ValueError("by its own header the codestream does not keep values")
+
+
 def _jpeg(code: bytes, frame: FrameFormat) -> tuple[Stored, int]:
     """Decode with libjpeg-turbo; JPEG's precision is not where a sign is: Bits Stored alone says that."""
     _check_end(code)
@@ -89,20 +118,15 @@ def _jpeg_2000(code: bytes, frame: FrameFormat) -> tuple[Stored, int]:
 
 
 def _rle(code: bytes, frame: FrameFormat) -> tuple[Stored, int]:
-    """PS3.5 Annex G: one PackBits segment for each byte of a pixel, the most significant first.
-
-    Segment by segment: imagecodecs' own decoder of whole frames ends the process on one that is cut.
-    """
-    count, *offsets = struct.unpack_from("<16L", code) if len(code) >= 64 else (0,)
-    if count != frame.bytes_per_pixel:
-        raise ValueError(f"{count} RLE segments, {frame.bytes_per_pixel} were expected")
-    values = np.zeros(frame.rows * frame.columns, f"<u{frame.bytes_per_pixel}")
-    for start, end in zip(offsets[:count], (*offsets[1:count], len(code)), strict=True):
-        plane = np.frombuffer(imagecodecs.packbits_decode(code[start:end]), np.uint8)
-        if plane.size < values.size:
-            raise ValueError(f"an RLE segment holds {plane.size} bytes, {values.size} were expected")
+    """PS3.5 Annex G; a segment may hold a run too many."""
+    pixels = frame.rows * frame.columns
+    planes = decode_segments(code, count=frame.bytes_per_pixel, most=pixels + _LONGEST_RUN)
+    values = np.zeros(pixels, f"<u{frame.bytes_per_pixel}")
+    for plane in planes:
+        if plane.size < pixels:
+            raise ValueError(f"an RLE segment holds {plane.size} bytes, {pixels} were expected")
         values <<= 8
-        values |= plane[: values.size]
+        values |= plane[:pixels]
     return _whole(values, frame)
 
 
@@ -146,8 +170,16 @@ def _check_end(code: bytes) -> None:
 
 def _jpeg_header(code: bytes, starts: frozenset[int]) -> _Header:
     """Read the frame header of a JPEG (ITU-T T.81 B.2.2) or JPEG-LS (T.87 C.2.2) codestream."""
-    if code[:2] != b"\xff\xd8":
+    if not code.startswith(_START_OF_IMAGE):
         raise ValueError("the codestream does not begin as JPEG does")
+    for marker, at in _segments(code, _START_OF_SCAN):
+        if marker in starts:
+            return _frame_header(code[at + 2 : at + 8])
+    raise ValueError("the codestream has no frame header of its transfer syntax")
+
+
+def _segments(code: bytes, last: int) -> Iterator[tuple[int, int]]:
+    """Give the markers of a header up to one of them, and where the length after each stands."""
     at = 2
     while at + 4 <= len(code) and code[at] == 0xFF:
         marker = code[at + 1]
@@ -155,13 +187,11 @@ def _jpeg_header(code: bytes, starts: frozenset[int]) -> _Header:
             at += 1
         elif marker in _STANDALONE:
             at += 2
-        elif marker in starts:
-            return _frame_header(code[at + 4 : at + 10])
-        elif marker == _START_OF_SCAN:
-            break
         else:
+            yield marker, at + 2
+            if marker == last:
+                return
             at += 2 + int.from_bytes(code[at + 2 : at + 4], "big")
-    raise ValueError("the codestream has no frame header of its transfer syntax")
 
 
 def _frame_header(fields: bytes) -> _Header:

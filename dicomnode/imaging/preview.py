@@ -1,6 +1,6 @@
 """A picture of a segmentation over its image: slices through the labelled region, and a legend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -45,7 +45,7 @@ NOTHING_FOUND = "Nothing was found: the model marked no pixel of this series."
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class View:
     """A plane in radiological convention: the directions in which slice, row and column grow."""
 
     orientation: str
@@ -54,26 +54,32 @@ class _View:
     note: str
 
 
-_AXIAL = _View("FPL", "R", "A", "Axial, from the head down; R = the patient's right")
+_AXIAL = View("FPL", "R", "A", "Axial, from the head down; R = the patient's right")
 _VIEWS = {
     "H": _AXIAL,
     "F": _AXIAL,
-    "A": _View("PFL", "R", "H", "Coronal, from front to back; R = the patient's right"),
-    "P": _View("PFL", "R", "H", "Coronal, from front to back; R = the patient's right"),
-    "L": _View("LFP", "A", "H", "Sagittal, from the patient's right to the left; A = front"),
-    "R": _View("LFP", "A", "H", "Sagittal, from the patient's right to the left; A = front"),
+    "A": View("PFL", "R", "H", "Coronal, from front to back; R = the patient's right"),
+    "P": View("PFL", "R", "H", "Coronal, from front to back; R = the patient's right"),
+    "L": View("LFP", "A", "H", "Sagittal, from the patient's right to the left; A = front"),
+    "R": View("LFP", "A", "H", "Sagittal, from the patient's right to the left; A = front"),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class _Scene:
+class Scene:
     """Image and labels as shown: turned to the radiological view and cut to the region."""
 
     image: NDArray[np.float32]
     labels: NDArray[np.uint8]
     pixel_mm: tuple[float, float]
     window: Window
-    view: _View
+    view: View
+    box: tuple[slice, slice, slice]  # of the turned image that is shown
+
+    def cut(self, labels: Volume) -> NDArray[np.uint8]:
+        """Turn and cut other labels on the grid of the image in the same way."""
+        turned = labels.to_patient_orientation(self.view.orientation)
+        return np.asarray(turned.array, np.uint8)[self.box]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +92,7 @@ class _Layout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Texts:
+class Texts:
     """What is written around the slices."""
 
     title: str
@@ -125,8 +131,8 @@ def montage(
         Of the picture, in pixels.
     """
     numbers = np.asarray(labels.array if isinstance(labels, Volume) else labels, np.uint8)
-    scene = _scene(image, image.with_array(numbers), window=spread_window(np.asarray(image.array)))
-    texts = _Texts(title=title, notes=[_view_note(scene)], legend=_legend(numbers, image, card))
+    scene = scene_of(image, image.with_array(numbers), window=spread_window(np.asarray(image.array)))
+    texts = Texts(title=title, notes=[view_note(scene)], legend=_legend(numbers, image, card))
     return _draw(scene, card.segments, texts, _Layout(columns=columns, rows=rows, width=width))
 
 
@@ -150,10 +156,10 @@ def findings_montage(findings: Findings, *, title: str, notes: Sequence[str] = (
     )
     window = display_window(stack, findings.planes)
     labels = image.with_array(findings.labels)
-    scene = _scene(image, labels, window=window, as_taken=not stack.is_regular)
-    texts = _Texts(
+    scene = scene_of(image, labels, window=window, as_taken=not stack.is_regular)
+    texts = Texts(
         title=title,
-        notes=[_view_note(scene), *notes],
+        notes=[view_note(scene), *notes],
         legend=[(one.segment.rgb, _measured(one.segment.label, one.millilitres)) for one in findings.found],
         remarks=[*_absent(findings), *(f"{remark[:1].upper()}{remark[1:]}" for remark in stack.remarks)],
     )
@@ -172,7 +178,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return found
 
 
-def _scene(image: Volume, labels: Volume, *, window: Window, as_taken: bool = False) -> _Scene:
+def scene_of(image: Volume, labels: Volume, *, window: Window, as_taken: bool = False) -> Scene:
     is_thick = image.spacing[0] > THICK_SLICES * max(image.spacing[1:])
     taken = _VIEWS[image.get_closest_patient_orientation()[0].value]
     view = taken if is_thick or as_taken else _AXIAL
@@ -180,7 +186,7 @@ def _scene(image: Volume, labels: Volume, *, window: Window, as_taken: bool = Fa
     marks = np.asarray(labels.to_patient_orientation(view.orientation).array, np.uint8)
     box = _region(marks, turned.spacing)
     values = np.asarray(turned.array)[box]
-    return _Scene(values, marks[box], (turned.spacing[1], turned.spacing[2]), window, view)
+    return Scene(values, marks[box], (turned.spacing[1], turned.spacing[2]), window, view, box)
 
 
 def _region(marks: NDArray[np.uint8], spacing: Sequence[float]) -> tuple[slice, slice, slice]:
@@ -194,7 +200,7 @@ def _region(marks: NDArray[np.uint8], spacing: Sequence[float]) -> tuple[slice, 
     return slice(None), grown[0], grown[1]
 
 
-def _view_note(scene: _Scene) -> str:
+def view_note(scene: Scene) -> str:
     return f"{scene.view.note}; {NOT_VERIFIED}"
 
 
@@ -218,49 +224,59 @@ def _absent(findings: Findings) -> list[str]:
     return [f"Looked for and not found: {', '.join(labels)}"] if labels else []
 
 
-def _draw(scene: _Scene, segments: Sequence[Segment], texts: _Texts, layout: _Layout) -> Image.Image:
-    shown = _spread(scene.labels, layout.columns * layout.rows)
-    size = _tile_size(scene, (layout.width - 2 * MARGIN - (layout.columns - 1) * GAP) // layout.columns)
-    tiles = [_tile(scene, index, size, segments) for index in shown]
-    return _compose(tiles, across=min(layout.columns, len(shown)), texts=texts)
+def _draw(scene: Scene, segments: Sequence[Segment], texts: Texts, layout: _Layout) -> Image.Image:
+    shown = spread(scene.labels, layout.columns * layout.rows)
+    size = tile_size(scene, (layout.width - 2 * MARGIN - (layout.columns - 1) * GAP) // layout.columns)
+    colours = colours_of(segments)
+    tiles = [tile_of(scene, index, size, colours, scene.labels) for index in shown]
+    return compose(tiles, across=min(layout.columns, len(shown)), texts=texts)
 
 
-def _draw_nothing(scene: _Scene, segments: Sequence[Segment], texts: _Texts) -> Image.Image:
-    tile = _tile(scene, len(scene.image) // 2, _tile_size(scene, MINIMUM_WIDTH - 2 * MARGIN), segments)
+def _draw_nothing(scene: Scene, segments: Sequence[Segment], texts: Texts) -> Image.Image:
+    size = tile_size(scene, MINIMUM_WIDTH - 2 * MARGIN)
+    tile = tile_of(scene, len(scene.image) // 2, size, colours_of(segments), scene.labels)
     draw = ImageDraw.Draw(tile)
     lines = _wrapped(NOTHING_FOUND, 22, tile.width - 2 * MARGIN)
     top = tile.height - MARGIN - 28 * len(lines)
     for number, line in enumerate(lines):
         at = (MARGIN, top + 28 * number)
         draw.text(at, line, fill=WARNING, font=font(22), stroke_width=3, stroke_fill=BACKGROUND)
-    return _compose([tile], across=1, texts=texts)
+    return compose([tile], across=1, texts=texts)
 
 
-def _spread(marks: NDArray[np.uint8], count: int) -> list[int]:
+def colours_of(segments: Sequence[Segment]) -> dict[int, Rgb]:
+    """Colour of each segment number."""
+    return {segment.segment_number: segment.rgb for segment in segments}
+
+
+def spread(marks: NDArray[np.uint8], count: int) -> list[int]:
     labelled = np.flatnonzero(marks.any(axis=(1, 2)))
     candidates = labelled if labelled.size else np.arange(marks.shape[0])
     chosen = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
     return [int(candidates[round(at)]) for at in chosen]
 
 
-def _tile_size(scene: _Scene, width: int) -> tuple[int, int]:
+def tile_size(scene: Scene, width: int) -> tuple[int, int]:
     rows, columns = scene.image.shape[1:]
     height = width * (rows * scene.pixel_mm[0]) / (columns * scene.pixel_mm[1])
     return width, max(round(height), 1)
 
 
-def _tile(scene: _Scene, index: int, size: tuple[int, int], segments: Sequence[Segment]) -> Image.Image:
+def tile_of(
+    scene: Scene, index: int, size: tuple[int, int], colours: Mapping[int, Rgb], labels: NDArray[np.uint8]
+) -> Image.Image:
+    """Draw one slice with labels (slice, row, column) over it, as the scene is cut."""
     grey = Image.fromarray(to_grey(scene.image[index], scene.window))
     canvas = np.asarray(grey.resize(size, Image.Resampling.BICUBIC).convert("RGB"), np.float32)
-    present = set(np.unique(scene.labels[index]).tolist())
-    for segment in segments:
-        if segment.segment_number not in present:
+    present = set(np.unique(labels[index]).tolist())
+    for number, rgb in colours.items():
+        if number not in present:
             continue
-        mask = Image.fromarray((scene.labels[index] == segment.segment_number).astype(np.uint8) * 255)
+        mask = Image.fromarray((labels[index] == number).astype(np.uint8) * 255)
         large = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
         inner = ndimage.binary_erosion(large, iterations=2)
-        canvas = _blend(canvas, inner, segment.rgb, FILL_OPACITY)
-        canvas = _blend(canvas, large & ~inner, segment.rgb, OUTLINE_OPACITY)
+        canvas = _blend(canvas, inner, rgb, FILL_OPACITY)
+        canvas = _blend(canvas, large & ~inner, rgb, OUTLINE_OPACITY)
     tile = Image.fromarray(canvas.astype(np.uint8))
     _letter(tile, scene.view)
     return tile
@@ -273,7 +289,7 @@ def _blend(
     return np.asarray(canvas * (1 - weight) + np.array(colour, np.float32) * weight)
 
 
-def _letter(tile: Image.Image, view: _View) -> None:
+def _letter(tile: Image.Image, view: View) -> None:
     draw = ImageDraw.Draw(tile)
     for letter, at in (
         (view.left, (5, tile.height // 2 - 8)),
@@ -282,7 +298,7 @@ def _letter(tile: Image.Image, view: _View) -> None:
         draw.text(at, letter, fill=INK, font=font(13), stroke_width=2, stroke_fill=BACKGROUND)
 
 
-def _compose(tiles: Sequence[Image.Image], *, across: int, texts: _Texts) -> Image.Image:
+def compose(tiles: Sequence[Image.Image], *, across: int, texts: Texts) -> Image.Image:
     tile_width, tile_height = tiles[0].size
     inner = max(across * (tile_width + GAP) - GAP, MINIMUM_WIDTH - 2 * MARGIN)
     title = _wrapped(texts.title, 22, inner)

@@ -1,118 +1,19 @@
 """The plane that a frame of a segmentation belongs to, by source reference and by position."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from pydicom import Dataset
 
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes
-from dicomnode.imaging.attributes import FloatArray, segmentation_name
-from dicomnode.imaging.geometry import (
-    PIXEL_SPACING_TOLERANCE,
-    POSITION_TOLERANCE_MM,
-    SLICE_TOLERANCE,
-    orthonormal,
-)
-from dicomnode.imaging.identity import BoolArray
+from dicomnode.imaging.attributes import FloatArray
+from dicomnode.imaging.geometry import PIXEL_SPACING_TOLERANCE
+from dicomnode.imaging.seg_geometry import FrameGeometry
+from dicomnode.imaging.seg_planes import Place, PlaneIndex, Spot, Turn
 from dicomnode.imaging.stacks import Stack
 
-IN_PLANE_TOLERANCE = 0.1
-"""A frame's first pixel may lie this part of a pixel beside the source's."""
 COSINE_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """How a frame lies on its plane: transpose first, then flip rows and columns."""
-
-    transpose: bool = False
-    flip_rows: bool = False
-    flip_columns: bool = False
-
-    def apply(self, mask: BoolArray) -> BoolArray:
-        """Bring a frame (row, column) to the orientation of the source plane."""
-        turned = mask.T if self.transpose else mask
-        if self.flip_rows:
-            turned = turned[::-1]
-        return turned[:, ::-1] if self.flip_columns else turned
-
-    @property
-    def is_identity(self) -> bool:
-        """Answer whether the frame lies as its source does."""
-        return not (self.transpose or self.flip_rows or self.flip_columns)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """The plane of one frame, by its index in the stack, and how the frame lies on it."""
-
-    plane_index: int
-    lies: Turn
-
-    def turn(self, mask: BoolArray) -> BoolArray:
-        """Bring the frame to the orientation of its plane."""
-        return self.lies.apply(mask)
-
-
-class PlaneIndex:
-    """The planes of a stack, to be found by reference or by the position of a frame's first pixel."""
-
-    def __init__(self, stack: Stack) -> None:
-        first = stack.frames[0]
-        row, column, self.normal = orthonormal(
-            first.row_cosines, first.column_cosines, stack.series_instance_uid
-        )
-        self.axes = np.stack([column, row])  # the directions in which the row and the column index grow
-        self.pixel_spacing_mm = first.pixel_spacing_mm
-        self.size = first.size
-        self._positions = np.stack([frame.position_mm for frame in stack.frames])
-        self._tolerances = _tolerances(self._positions @ self.normal, stack.grid.spacing_mm[0])
-        self._by_number = {
-            (frame.sop_instance_uid, frame.frame_number): k for k, frame in enumerate(stack.frames)
-        }
-        self._frames_of = {frame.sop_instance_uid: _frame_count(frame.ds) for frame in stack.frames}
-
-    def holds(self, reference: Dataset) -> bool:
-        """Answer whether an image reference names a plane of the stack, or an instance that has one."""
-        uid = attributes.text(reference, "ReferencedSOPInstanceUID")
-        if uid not in self._frames_of:
-            return False
-        numbers = attributes.numbers(reference, "ReferencedFrameNumber")
-        return numbers is None or self._frames_of[uid] == 1 or bool(self.named([reference]))
-
-    def named(self, references: Sequence[Dataset]) -> set[int]:
-        """Give the planes that image references (PS3.3 Table 10-3) name.
-
-        The Referenced Frame Number of a single-frame image is not looked at: there it must be absent, and
-        some writers put 1. A reference to a multi-frame image as a whole names no plane.
-        """
-        planes = set()
-        for reference in references:
-            uid = attributes.text(reference, "ReferencedSOPInstanceUID")
-            numbers = attributes.numbers(reference, "ReferencedFrameNumber")
-            if self._frames_of.get(uid) == 1:
-                planes.add(self._by_number[uid, 1])
-            elif uid in self._frames_of and numbers is not None:
-                planes |= {self._by_number[uid, n] for n in numbers.tolist() if (uid, n) in self._by_number}
-        return planes
-
-    def at(self, corner: FloatArray, lies: Turn) -> int | None:
-        """Find the plane of a frame whose first pixel is at `corner` (LPS, mm) and that lies turned so.
-
-        Each plane has a place and a tolerance of its own, so that the planes may be sheared or unevenly
-        spaced: a tenth of the distance to the nearest other plane, and a tenth of a pixel beside it.
-        """
-        last = np.array(self.size) - 1
-        first = last * [lies.flip_rows, lies.flip_columns] * self.pixel_spacing_mm
-        offsets = corner - first @ self.axes - self._positions
-        along = offsets @ self.normal
-        index = int(np.abs(along).argmin())
-        beside = float(np.linalg.norm(offsets[index] - along[index] * self.normal))
-        allowed = max(POSITION_TOLERANCE_MM, IN_PLANE_TOLERANCE * float(self.pixel_spacing_mm.min()))
-        is_here = abs(along[index]) <= self._tolerances[index] and beside <= allowed
-        return index if is_here else None
 
 
 class FrameLocator:
@@ -121,145 +22,212 @@ class FrameLocator:
     The source reference (exactly one source plane) and the position are read independently.
     Where they name different planes, dcmjs writers are believed by reference, because they wrote
     mirrored positions (Cornerstone3D #2580); others by reference only if they say Spatial
-    Locations Preserved YES, else by position (PS3.3 A.51.5).
+    Locations Preserved YES, else by position (PS3.3 A.51.5). Only the mirrored positions of dcmjs are a known
+    defect: any other conflict is also flagged `conflict_unsettled`.
 
     Raises
     ------
     CorrectionError
-        The object has another frame of reference, or other Rows and Columns, than the stack.
+        The object has another frame of reference than the stack.
     """
 
     def __init__(self, ds: Dataset, stack: Stack) -> None:
         self.flags: set[str] = set()
-        self._name = segmentation_name(ds)
+        self.geometry = FrameGeometry(ds)
+        self.planes = PlaneIndex(stack)
         self._stack = stack
-        self._planes = PlaneIndex(stack)
-        self._frames = attributes.items(ds, "PerFrameFunctionalGroupsSequence")
-        self._shared = next(iter(attributes.items(ds, "SharedFunctionalGroupsSequence")), Dataset())
-        self._shared_sources = source_images(self._shared)
-        self._shared_turn: Turn | None = None
+        self._shared_sources = source_images(self.geometry.shared)
+        self._turns: dict[tuple[bytes, bytes], Turn | None] = {}
+        self._pairs: list[tuple[int, int | None]] = []  # planes by reference and by position
         self._is_dcmjs = is_dcmjs(ds)
-        self._same_space = self._check_frame_of_reference(ds)
-        self._size = self._check_size(ds)
+        self._same_space = self._check_frame_of_reference()
+        self._has_source_size = self._check_size()
 
-    def locate(self, index: int) -> Place:
-        """Find the plane of frame `index` (0-based).
+    def places(self) -> tuple[Place | None, ...] | None:
+        """Find the planes of all frames; None where the object is on another grid and must be resampled.
+
+        A frame that lies before the first or behind the last plane has no place (flag `outside_of_images`).
 
         Raises
         ------
         CorrectionError
-            Neither reference nor position names a plane of the stack, or the frame is on another grid.
+            Neither reference nor position names a plane of the stack, and where the frame lies is not said
+            or not to be relied on.
         """
-        if index >= len(self._frames):
-            raise CorrectionError(f"{self._name}: frame {index + 1} has no functional groups")
-        frame = self._frames[index]
-        referenced, is_preserved = self._by_reference(frame)
-        lies = self._lies(frame)
-        positioned = self._by_position(frame, lies) if self._same_space else None
-        chosen = positioned if referenced is None else referenced
-        if chosen is None:
-            raise CorrectionError(
-                f"{self._name}: frame {index + 1} is on no slice of series "
-                f"{self._stack.series_instance_uid}: "
-                "it references none and lies at the position of none"
-            )
-        if referenced is not None and positioned is not None and referenced != positioned:
-            self.flags.add("position_conflict")
-            chosen = referenced if self._is_dcmjs or is_preserved else positioned
-        if not lies.is_identity:
+        found = [self._place(index) for index in range(len(self.geometry.frames))]
+        self._judge_conflicts()
+        off = [index for index, place in enumerate(found) if place is None]
+        if len(off) == len(found) or not all(map(self._is_outside, off)):
+            self._check_other_grid(off[0])
+            return None
+        if off:
+            self.flags.add("outside_of_images")
+        if any(place is not None and self._is_crop(place) for place in found):
+            self.flags.add("cropped")
+        if any(place is not None and not place.lies.is_identity for place in found):
             self.flags.add("in_plane_flip")
-        return Place(plane_index=chosen, lies=lies)
+        return tuple(found)
 
-    def places_at_positions(self) -> int:
-        """Count the frames that lie at the position of a plane, whatever they reference."""
+    def spots(self) -> list[Spot | None]:
+        """Give the places of all frames by their positions alone; None where a frame is at no pixel's place.
+
+        What they refer to and whether they have the size of the stack does not matter.
+        """
         if not self._same_space:
-            return 0
-        return sum(self._by_position(frame, self._lies(frame)) is not None for frame in self._frames)
+            return [None] * len(self.geometry.frames)
+        spots = [self._spot(index, self._lies(index)) for index in range(len(self.geometry.frames))]
+        return [spot if spot is not None and spot.is_exact else None for spot in spots]
 
-    def _check_frame_of_reference(self, ds: Dataset) -> bool:
-        theirs, grid = attributes.text(ds, "FrameOfReferenceUID"), self._stack.grid
+    def is_whole(self) -> bool:
+        """Answer whether every frame has the size, the orientation and the pixels of the stack's planes."""
+        turns = [self._lies(index) for index in range(len(self.geometry.frames))]
+        return all(lies is not None and self._fills(lies) for lies in turns)
+
+    def is_within(self, index: int, spot: Spot) -> bool:
+        """Answer whether a frame at this place lies on its plane with all its pixels."""
+        lies = self._lies(index)
+        if lies is None:
+            return False
+        size = lies.size(self.geometry.size)
+        low = (spot.row, spot.column)
+        return all(a >= 0 and a + b <= c for a, b, c in zip(low, size, self.planes.size, strict=True))
+
+    def _check_frame_of_reference(self) -> bool:
+        theirs, grid = self.geometry.frame_of_reference_uid, self._stack.grid
         if theirs and grid.has_own_frame_of_reference and theirs != grid.frame_of_reference_uid:
             raise CorrectionError(
-                f"{self._name} is in frame of reference {theirs}, the series in "
+                f"{self.geometry.name} is in frame of reference {theirs}, the series in "
                 f"{grid.frame_of_reference_uid}: a registration would be needed"
             )
         return theirs == grid.frame_of_reference_uid
 
-    def _check_size(self, ds: Dataset) -> tuple[int, int]:
-        size = (attributes.integer(ds, "Rows") or 0, attributes.integer(ds, "Columns") or 0)
-        expected = self._planes.size
-        if size not in {expected, expected[::-1]}:
+    def _check_size(self) -> bool:
+        """Answer whether frames have the size of the planes; refuse exchanged rows and columns."""
+        size, expected = self.geometry.size, self.planes.size
+        lies = self._lies(0) if self.geometry.frames else None
+        if size == expected[::-1] != expected and lies is not None and not lies.transpose:
             raise CorrectionError(
-                f"{self._name} is on another grid: {size[0]} x {size[1]} pixels, the series has "
-                f"{expected[0]} x {expected[1]}"
+                f"{self.geometry.name} is on another grid: rows and columns of the series are exchanged"
             )
-        return size
+        return size in {expected, expected[::-1]}
 
-    def _by_reference(self, frame: Dataset) -> tuple[int | None, bool]:
-        items = [*source_images(frame), *self._shared_sources]
-        planes = self._planes.named(items)
-        if len(planes) > 1:
-            self.flags.add("reference_conflict")
-        is_preserved = any(attributes.text(item, "SpatialLocationsPreserved") == "YES" for item in items)
-        return (planes.pop(), is_preserved) if len(planes) == 1 else (None, is_preserved)
+    def _place(self, index: int) -> Place | None:
+        lies = self._lies(index)
+        named, is_preserved = self._named(index)
+        spot = self._spot(index, lies) if self._same_space else None
+        if lies is None or not self._fills(lies) or len(named) != 1:
+            return self._by_position(named, spot, lies)
+        (referenced,) = named
+        if spot is None:
+            self.flags.add("no_positions")
+            return Place(plane_index=referenced, lies=lies)
+        if spot.plane_index == referenced and spot.is_near:
+            if not spot.is_exact:
+                self.flags.add("position_imprecise")
+            self._pairs.append((referenced, referenced))
+            return Place(plane_index=referenced, lies=lies)
+        self._pairs.append((referenced, spot.plane_index if spot.is_at(spot.plane_index) else None))
+        if self._is_dcmjs or is_preserved:
+            return Place(plane_index=referenced, lies=lies)
+        return _place_at(spot, lies)
 
-    def _by_position(self, frame: Dataset, lies: Turn) -> int | None:
-        corner = self._numbers(frame, "PlanePositionSequence", "ImagePositionPatient", 3)
-        return None if corner is None else self._planes.at(corner, lies)
+    def _by_position(self, named: set[int], spot: Spot | None, lies: Turn | None) -> Place | None:
+        """Place a frame that names no plane or several, or that covers another part of its plane."""
+        if len(named) != 1:
+            self.flags.add("reference_conflict" if named else "no_references")
+        if not named and self._is_dcmjs:
+            self.flags.add("dcmjs_positions_alone")
+        is_denied = spot is None or not spot.is_exact or spot.plane_index not in named
+        if named and is_denied and (spot is not None or self._has_source_size):
+            self._pairs.append((min(named), None))
+        if spot is None or lies is None:
+            return None
+        return _place_at(spot, lies)
 
-    def _lies(self, frame: Dataset) -> Turn:
-        """Read how a frame lies, once for all frames that leave this to the shared groups."""
-        if "PlaneOrientationSequence" in frame or "PixelMeasuresSequence" in frame:
-            return self._read_turn(frame)
-        if self._shared_turn is None:
-            self._shared_turn = self._read_turn(frame)
-        return self._shared_turn
-
-    def _read_turn(self, frame: Dataset) -> Turn:
-        cosines = self._numbers(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
-        if cosines is None:
-            self._check_spacing(frame, transpose=False)
-            return self._checked(Turn())
-        turned = np.stack([cosines[3:], cosines[:3]]) @ self._planes.axes.T  # [frame axis, source axis]
-        rounded = np.rint(turned)
-        if np.abs(turned - rounded).max() > COSINE_TOLERANCE or not np.array_equal(
-            abs(rounded).sum(0), [1, 1]
-        ):
-            raise CorrectionError(
-                f"{self._name} is on another grid: its frames are turned against the series"
-            )
-        transpose = bool(rounded[0, 0] == 0)
-        signs = rounded.sum(axis=0)
-        lies = Turn(transpose=transpose, flip_rows=bool(signs[0] < 0), flip_columns=bool(signs[1] < 0))
-        self._check_spacing(frame, transpose=transpose)
-        return self._checked(lies)
-
-    def _checked(self, lies: Turn) -> Turn:
-        turned_size = self._size[::-1] if lies.transpose else self._size
-        if turned_size != self._planes.size:
-            raise CorrectionError(f"{self._name} is on another grid: rows and columns are exchanged")
-        return lies
-
-    def _check_spacing(self, frame: Dataset, *, transpose: bool) -> None:
-        spacing = self._numbers(frame, "PixelMeasuresSequence", "PixelSpacing", 2)
-        if spacing is None:
+    def _judge_conflicts(self) -> None:
+        if all(referenced == positioned for referenced, positioned in self._pairs):
             return
-        expected = self._planes.pixel_spacing_mm
-        if transpose:
-            expected = expected[::-1]
-        if not np.allclose(spacing, expected, rtol=10 * PIXEL_SPACING_TOLERANCE, atol=0):
-            raise CorrectionError(
-                f"{self._name} is on another grid: pixels of {spacing.tolist()} mm, "
-                f"the series has {expected.tolist()} mm"
-            )
+        self.flags.add("position_conflict")
+        sums = {None if there is None else here + there for here, there in self._pairs}
+        if not self._is_dcmjs or len(sums) > 1 or None in sums:
+            self.flags.add("conflict_unsettled")
 
-    def _numbers(self, frame: Dataset, sequence: str, keyword: str, count: int) -> FloatArray | None:
-        for group in (frame, self._shared):
-            for item in attributes.items(group, sequence):
-                values = attributes.numbers(item, keyword)
-                if values is not None and len(values) == count:
-                    return values
+    def _named(self, index: int) -> tuple[set[int], bool]:
+        items = [*source_images(self.geometry.frames[index]), *self._shared_sources]
+        is_preserved = any(attributes.text(item, "SpatialLocationsPreserved") == "YES" for item in items)
+        return self.planes.named(items), is_preserved
+
+    def _spot(self, index: int, lies: Turn | None) -> Spot | None:
+        corner = self.geometry.corner(index)
+        if corner is None or lies is None:
+            return None
+        spot = self.planes.spot(corner, lies, lies.size(self.geometry.size))
+        is_shifted = spot.row != 0 or spot.column != 0
+        is_told = self.geometry.cosines(index) is not None and self.geometry.spacing_mm(index) is not None
+        return replace(spot, is_exact=False) if is_shifted and not is_told else spot
+
+    def _fills(self, lies: Turn) -> bool:
+        return lies.size(self.geometry.size) == self.planes.size
+
+    def _is_crop(self, place: Place) -> bool:
+        return bool(place.row or place.column or not self._fills(place.lies))
+
+    def _is_outside(self, index: int) -> bool:
+        corner = self.geometry.corner(index)
+        if corner is None or not self._same_space or self._lies(index) is None:
+            return False
+        return self.planes.is_beyond(float(corner @ self.planes.normal))
+
+    def _lies(self, index: int) -> Turn | None:
+        """Read how a frame lies; None where it is turned out of its plane or its pixels have another size."""
+        cosines, spacing = self.geometry.cosines(index), self.geometry.spacing_mm(index)
+        key = (b"" if cosines is None else cosines.tobytes(), b"" if spacing is None else spacing.tobytes())
+        if key not in self._turns:
+            self._turns[key] = self._read_turn(cosines, spacing)
+        return self._turns[key]
+
+    def _read_turn(self, cosines: FloatArray | None, spacing: FloatArray | None) -> Turn | None:
+        lies = Turn() if cosines is None else self._turn(cosines)
+        if lies is None or (not self._fills(lies) and (cosines is None or spacing is None)):
+            return None
+        expected = self.planes.pixel_spacing_mm[:: -1 if lies.transpose else 1]
+        if spacing is None or np.allclose(spacing, expected, rtol=10 * PIXEL_SPACING_TOLERANCE, atol=0):
+            return lies
         return None
+
+    def _turn(self, cosines: FloatArray) -> Turn | None:
+        turned = cosines @ self.planes.axes.T  # [frame axis, source axis]
+        rounded = np.rint(turned)
+        is_turned = np.abs(turned - rounded).max() > COSINE_TOLERANCE
+        if is_turned or not np.array_equal(abs(rounded).sum(0), [1, 1]):
+            return None
+        signs = rounded.sum(axis=0)
+        return Turn(
+            transpose=bool(rounded[0, 0] == 0), flip_rows=bool(signs[0] < 0), flip_columns=bool(signs[1] < 0)
+        )
+
+    def _check_other_grid(self, index: int) -> None:
+        """Refuse to resample an object that does not say where its frames lie, or is not believed in that."""
+        geometry, size = self.geometry, self.planes.size
+        said = {
+            "position": geometry.corner(index),
+            "orientation": geometry.cosines(index),
+            "pixel spacing": geometry.spacing_mm(index),
+        }
+        reason = (
+            f"to bring it there, its {' and '.join(k for k, v in said.items() if v is None)} would be needed"
+        )
+        if not self._same_space:
+            reason = "it references none, and without a common frame of reference its position says nothing"
+        elif self._is_dcmjs:
+            reason = "its writer draws on the planes of the series only"
+        elif all(value is not None for value in said.values()):
+            return
+        raise CorrectionError(
+            f"{geometry.name} is on another grid: frame {index + 1}, {geometry.size[0]} x {geometry.size[1]} "
+            f"pixels, is on no slice of series {self._stack.series_instance_uid} "
+            f"({size[0]} x {size[1]} pixels); {reason}"
+        )
 
 
 def is_dcmjs(ds: Dataset) -> bool:
@@ -277,14 +245,7 @@ def source_images(group: Dataset) -> list[Dataset]:
     ]
 
 
-def _tolerances(heights: FloatArray, spacing_mm: float) -> FloatArray:
-    """How far along the normal a frame may lie from each plane: a tenth of the way to the next plane."""
-    gaps = np.diff(heights)
-    if not gaps.size:
-        return np.full(1, max(POSITION_TOLERANCE_MM, SLICE_TOLERANCE * spacing_mm))
-    nearest: FloatArray = np.minimum(np.append(gaps, np.inf), np.append(np.inf, gaps))
-    return np.maximum(nearest * SLICE_TOLERANCE, POSITION_TOLERANCE_MM)
-
-
-def _frame_count(ds: Dataset) -> int:
-    return attributes.integer(ds, "NumberOfFrames") or 1
+def _place_at(spot: Spot, lies: Turn) -> Place | None:
+    if not spot.is_exact:
+        return None
+    return Place(plane_index=spot.plane_index, lies=lies, row=spot.row, column=spot.column)

@@ -1,6 +1,6 @@
 """Which label of the model a segment of a received object is, and which segment a frame belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydicom import Dataset
@@ -10,11 +10,14 @@ from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import segmentation_name
 from dicomnode.imaging.identity import tracking_uid
-from dicomnode.imaging.seg_pixels import checked_size
+from dicomnode.imaging.seg_frames import is_dcmjs
 
+LABEL_MAP_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
 BACKGROUND_CODE = ("125040", "DCM")
 VOID_TYPES = frozenset({"T-D0050", "85756007"})
 """'Tissue', which OHIF writes for every segment: it says nothing about which label is meant."""
+CODELESS_MANUFACTURERS = frozenset({"MONAI Consortium"})
+"""MONAI Label gives the code of the spleen to every segment."""
 
 _SEGMENT_NUMBER_TAG = 0x0062000B
 _ABSENT = ("", "")
@@ -27,38 +30,120 @@ class Listed:
     name: str  # its Segment Label, or a stand-in
     label: str | None  # the model's label; None where it is none
     is_background: bool
+    flags: frozenset[str] = frozenset()  # how the label was found, and what speaks against it
 
 
-def listed_segments(ds: Dataset, card: ModelCard, series_uid: str) -> dict[int, Listed]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claims:
+    """What one segment says about which label it is; None where it says nothing."""
+
+    name: str
+    tracked: str | None
+    named: str | None
+    coded: str | None
+
+    @property
+    def sure(self) -> str | None:
+        return self.tracked or self.named
+
+    @property
+    def contradict(self) -> bool:
+        return len({self.tracked, self.named, self.coded} - {None}) > 1
+
+
+def listed_segments(
+    ds: Dataset, card: ModelCard, series_uid: str, *, aliases: Mapping[str, str]
+) -> dict[int, Listed]:
     """Map every listed segment number to a label of the model, where it is one.
 
-    Our Tracking UID decides first, then Segment Label (case and outer blanks ignored), then the
-    coded type with its modifier and region if exactly one label of the model has them.
+    Our Tracking UID decides first, then Segment Label (case and outer blanks ignored), then the coded
+    type with its modifier and region, if exactly one label of the model and one segment of the object have
+    them, then the alias of its Segment Label.
+
+    Parameters
+    ----------
+    aliases
+        Names that readers use -> label of the model; case and outer blanks ignored.
 
     Raises
     ------
     CorrectionError
         There is no Segment Sequence, or a number is missing or listed twice.
     """
+    items = _numbered_items(ds)
+    background = {number for number, item in items.items() if _is_background(ds, number, item)}
+    own = {tracking_uid(series_uid, segment.label): segment.label for segment in card.segments}
+    reads_codes = attributes.text(ds, "Manufacturer") not in CODELESS_MANUFACTURERS
+    claims = {}
+    for number, item in items.items():
+        name = attributes.text(item, "SegmentLabel") or f"segment {number}"
+        named = card.segment_labelled(name)
+        claims[number] = _Claims(
+            name=name,
+            tracked=own.get(attributes.text(item, "TrackingUID")),
+            named=named.label if named else None,
+            coded=_label_coded(item, card) if reads_codes else None,
+        )
+    others = [one for number, one in claims.items() if number not in background]
+    folded = {name.strip().casefold(): label for name, label in aliases.items()}
+    return {
+        number: _listed(
+            one,
+            others,
+            is_background=number in background,
+            alias=card.segment_labelled(folded.get(_folded(one), "")),
+        )
+        for number, one in claims.items()
+    }
+
+
+def _numbered_items(ds: Dataset) -> dict[int, Dataset]:
     items = attributes.items(ds, "SegmentSequence")
     if not items:
         raise CorrectionError(f"{segmentation_name(ds)} lists no segments")
-    own = {tracking_uid(series_uid, segment.label): segment.label for segment in card.segments}
-    padding = attributes.integer(ds, "PixelPaddingValue")
-    listed: dict[int, Listed] = {}
+    numbered: dict[int, Dataset] = {}
     for item in items:
         number = attributes.integer(item, "SegmentNumber")
-        if number is None or number in listed:
+        if number is None or number in numbered:
             raise CorrectionError(
                 f"{segmentation_name(ds)}: segment number {number} is missing or listed twice"
             )
-        name = attributes.text(item, "SegmentLabel") or f"segment {number}"
-        listed[number] = Listed(
-            name=name,
-            label=own.get(attributes.text(item, "TrackingUID")) or _by_name_or_code(item, name, card),
-            is_background=number in {0, padding} or _type_code(item) == BACKGROUND_CODE,
-        )
-    return listed
+        numbered[number] = item
+    return numbered
+
+
+def _is_background(ds: Dataset, number: int, item: Dataset) -> bool:
+    """Answer whether a segment is none; Pixel Padding Value means that in label maps only."""
+    is_padding = is_label_map(ds) and number == attributes.integer(ds, "PixelPaddingValue")
+    return number == 0 or is_padding or _type_code(item) == BACKGROUND_CODE
+
+
+def _listed(one: _Claims, others: Sequence[_Claims], *, is_background: bool, alias: Segment | None) -> Listed:
+    label, flags = one.sure, set[str]()
+    if one.sure and one.contradict:
+        flags.add("label_conflict")
+    if is_background and label:
+        flags.add("label_as_background")
+    rivals = [o for o in others if o is not one and one.coded and one.coded in {o.sure, o.coded}]
+    if label is None and one.coded and not rivals:
+        label = one.coded
+        flags.add("label_by_codes")
+    if label is None and alias is not None:
+        label = alias.label
+        flags.add("label_by_alias")
+    if label is None and any(rival.sure is None for rival in rivals):
+        flags.add("codes_ambiguous")
+    return Listed(name=one.name, label=label, is_background=is_background, flags=frozenset(flags))
+
+
+def _folded(one: _Claims) -> str:
+    return one.name.strip().casefold()
+
+
+def is_label_map(ds: Dataset) -> bool:
+    """Answer whether pixel values are segment numbers (PS3.3 C.8.20.2.4)."""
+    is_class = attributes.text(ds, "SOPClassUID") == LABEL_MAP_SOP_CLASS
+    return is_class or attributes.text(ds, "SegmentationType") == "LABELMAP"
 
 
 def segment_numbers(ds: Dataset, listed: Sequence[int]) -> tuple[tuple[int, ...], frozenset[str]]:
@@ -66,7 +151,9 @@ def segment_numbers(ds: Dataset, listed: Sequence[int]) -> tuple[tuple[int, ...]
 
     Some versions of Cornerstone renumber the Segment Sequence and leave old numbers in the frames
     (dcmjs #339). Where a frame's number is not listed, all numbers are taken from Dimension Index
-    Values, which count the listed segments, else by rank if there are as many numbers as segments.
+    Values, which count the listed segments, else by rank if there are as many numbers as segments. Where
+    labels overlap, the old numbers may be the new ones of other segments; so those of dcmjs are always held
+    against Dimension Index Values, which it wrote together with the list.
 
     Raises
     ------
@@ -75,27 +162,34 @@ def segment_numbers(ds: Dataset, listed: Sequence[int]) -> tuple[tuple[int, ...]
     """
     frames = attributes.items(ds, "PerFrameFunctionalGroupsSequence")
     shared = _identified(_first(ds, "SharedFunctionalGroupsSequence"))
-    _, _, count = checked_size(ds)
-    if len(frames) != count:
-        raise CorrectionError(
-            f"{segmentation_name(ds)} has {count} frames and {len(frames)} functional groups"
-        )
     found = [_identified(frame) or shared for frame in frames]
     numbers = tuple(number for number in found if number is not None)
-    if len(numbers) != count:
+    if len(numbers) != len(frames):
         raise CorrectionError(f"{segmentation_name(ds)}: a frame names no segment")
     if set(numbers) <= set(listed):
-        return numbers, frozenset()
-    return _remapped(ds, numbers, listed), frozenset({"segment_numbers_remapped"})
+        return _confirmed(ds, numbers, sorted(listed)) if is_dcmjs(ds) else (numbers, frozenset())
+    return _remapped(ds, numbers, listed)
 
 
-def _remapped(ds: Dataset, numbers: Sequence[int], listed: Sequence[int]) -> tuple[int, ...]:
+def _confirmed(
+    ds: Dataset, numbers: tuple[int, ...], order: Sequence[int]
+) -> tuple[tuple[int, ...], frozenset[str]]:
+    ranks = _dimension_ranks(ds)
+    if len(ranks) != len(numbers) or set(ranks) != set(range(1, len(order) + 1)):
+        return numbers, frozenset()  # segments without frames: what the ranks count is not told
+    counted = tuple(order[rank - 1] for rank in ranks)
+    return counted, frozenset() if counted == numbers else frozenset({"segment_numbers_remapped"})
+
+
+def _remapped(
+    ds: Dataset, numbers: Sequence[int], listed: Sequence[int]
+) -> tuple[tuple[int, ...], frozenset[str]]:
     order = sorted(listed)
     ranks = _dimension_ranks(ds)
     pairs = set(zip(numbers, ranks, strict=True)) if len(ranks) == len(numbers) else set()
     is_one_to_one = len(pairs) == len({n for n, _ in pairs}) == len({r for _, r in pairs})
     if pairs and is_one_to_one and all(1 <= rank <= len(order) for rank in ranks):
-        return tuple(order[rank - 1] for rank in ranks)
+        return tuple(order[rank - 1] for rank in ranks), frozenset({"segment_numbers_remapped"})
     used = sorted(set(numbers))
     if len(used) != len(order):
         raise CorrectionError(
@@ -103,7 +197,7 @@ def _remapped(ds: Dataset, numbers: Sequence[int], listed: Sequence[int]) -> tup
             "which is which cannot be told"
         )
     by_rank = dict(zip(used, order, strict=True))
-    return tuple(by_rank[number] for number in numbers)
+    return tuple(by_rank[number] for number in numbers), frozenset({"segment_numbers_by_rank"})
 
 
 def _dimension_ranks(ds: Dataset) -> list[int]:
@@ -141,10 +235,8 @@ def _code(item: Dataset) -> tuple[str, str]:
     return attributes.text(item, "CodeValue"), attributes.text(item, "CodingSchemeDesignator")
 
 
-def _by_name_or_code(item: Dataset, name: str, card: ModelCard) -> str | None:
-    named = card.segment_labelled(name)
-    if named is not None:
-        return named.label
+def _label_coded(item: Dataset, card: ModelCard) -> str | None:
+    """Give the one label of the model that has a segment's codes."""
     if _type_code(item)[0] in VOID_TYPES:
         return None
     fitting = [segment for segment in card.segments if _has_codes(item, segment)]

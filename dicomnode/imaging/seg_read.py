@@ -2,68 +2,75 @@
 
 The reader works on pydicom alone and is tolerant where the standard or the source series settles
 the matter: missing dimension indices, pixel measures, orientation or positions, orphaned segment
-numbers, frames that lie mirrored in their plane. What it repaired stands in `Decoded.flags`;
-what it would have to guess is refused with `CorrectionError`.
+numbers, frames that lie mirrored in their plane. What it repaired stands in `Decoded.flags`, how far the
+masks are trusted in `Decoded.confidence`, why a person must look first in `Decoded.doubts`
+(`seg_confidence.REMARKS` says which is which); what it would have to guess is refused with `CorrectionError`.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from pydicom import Dataset
 
 from dicomnode.domain import ModelCard, SegmentSopClasses
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import attributes
+from dicomnode.imaging import attributes, seg_confidence
 from dicomnode.imaging.attributes import segmentation_name
 from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import BoolArray
+from dicomnode.imaging.seg_canvas import MAXIMUM_MASK_VOXELS, Canvas
 from dicomnode.imaging.seg_frames import FrameLocator, source_images
-from dicomnode.imaging.seg_labels import Listed, listed_segments, segment_numbers
-from dicomnode.imaging.seg_pixels import checked_size, has_aligned_frames, iter_frames
-from dicomnode.imaging.seg_stack import stack_of
+from dicomnode.imaging.seg_labels import Listed, is_label_map, listed_segments, segment_numbers
+from dicomnode.imaging.seg_pixels import checked_size, fraction_threshold, iter_frames, pixel_flags
+from dicomnode.imaging.seg_planes import Place
+from dicomnode.imaging.seg_resample import own_grid, resample
+from dicomnode.imaging.seg_stack import fits, stack_of
 from dicomnode.imaging.stacks import Stack
 
-__all__ = ["decode", "referenced_instances", "referenced_series", "stack_of"]
+__all__ = ["MAXIMUM_MASK_VOXELS", "decode", "fits", "referenced_instances", "referenced_series", "stack_of"]
 
-MAXIMUM_MASK_VOXELS = 2**33
-"""Segments x voxels that are taken into memory for one object, in bytes."""
-LABEL_MAP_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
-def decode(ds: Dataset, *, stack: Stack, card: ModelCard) -> Decoded:
+def decode(ds: Dataset, *, stack: Stack, card: ModelCard, aliases: Mapping[str, str] = NO_ALIASES) -> Decoded:
     """Read a segmentation onto the planes of its source stack; `stack_of` finds the stack.
 
     A frame's plane is found by its source reference and, independently, by its position; a conflict
     between the two is settled by rule and flagged (PS3.3 A.51.5; see `FrameLocator`). A segment's
-    label is found by our Tracking UID, then by Segment Label, then by coded type.
+    label is found by our Tracking UID, by Segment Label, by coded type, then by alias. An object on another
+    grid of the same frame of reference is resampled (`seg_resample`).
 
     Parameters
     ----------
     ds
-        BINARY or FRACTIONAL (native) or LABELMAP (any encoding that pydicom decodes), read from Part 10.
+        BINARY, FRACTIONAL or LABELMAP, read from Part 10.
     stack
         The planes that it was drawn on; of their instances only the headers are read.
+    aliases
+        Names that readers use -> label of the model; case and outer blanks ignored.
 
     Raises
     ------
     CorrectionError
-        Not a readable segmentation, another grid or frame of reference, another series,
-        a frame without a plane, a compression that is not read; the message says which.
+        Not a readable segmentation, another frame of reference, another series, a frame without a plane, a
+        grid that is not told, a compression that is not read; the message says which.
     """
     _check_object(ds, stack.series_instance_uid)
+    listed = listed_segments(ds, card, stack.series_instance_uid, aliases=aliases)
     locator = FrameLocator(ds, stack)
-    listed = listed_segments(ds, card, stack.series_instance_uid)
-    numbers, number_flags = ((), frozenset()) if _is_label_map(ds) else segment_numbers(ds, tuple(listed))
-    pixel_flags = {"frames_byte_aligned"} if has_aligned_frames(ds) else set()
-    canvas = _Canvas(listed=listed, shape=stack.shape)
-    for index, pixels in enumerate(iter_frames(ds)):
-        place = locator.locate(index)
-        for number, mask in _frame_masks(ds, pixels, numbers, index):
-            canvas.add(number, place.plane_index, place.turn(mask))
-    return _decoded(
-        ds, canvas, series_uid=stack.series_instance_uid, flags={*number_flags, *locator.flags, *pixel_flags}
-    )
+    places = locator.places()
+    frames = _Frames(ds, tuple(listed))
+    if places is None:
+        canvas = _resampled(frames, locator, stack)
+    else:
+        canvas = Canvas(stack.shape, name=frames.name)
+        _paint(frames, places, canvas)
+    flags = {*locator.flags, *frames.flags, *_canvas_flags(canvas, listed)}
+    if places is None:
+        flags.add("resampled")
+    return _decoded(ds, canvas, listed, series_uid=stack.series_instance_uid, flags=flags)
 
 
 def referenced_series(ds: Dataset) -> str | None:
@@ -100,28 +107,38 @@ def referenced_instances(ds: Dataset) -> frozenset[str]:
     return frozenset(attributes.text(item, "ReferencedSOPInstanceUID") for item in references) - {""}
 
 
-class _Canvas:
-    """The masks of one object while its frames are painted, one per listed segment number."""
+class _Frames:
+    """The frames of one object as masks, each with its segment number; `flags` says what they were."""
 
-    def __init__(self, *, listed: Mapping[int, Listed], shape: tuple[int, int, int]) -> None:
-        self.listed = listed
-        self.shape = shape
-        self.painted: dict[int, BoolArray] = {}
-        self.planes: dict[int, set[int]] = {}  # those that were painted on
+    def __init__(self, ds: Dataset, listed: Sequence[int]) -> None:
+        self.name = segmentation_name(ds)
+        self.flags = set(pixel_flags(ds))
+        self._ds = ds
+        self._is_label_map = is_label_map(ds)
+        self._is_fractional = attributes.text(ds, "SegmentationType") == "FRACTIONAL"
+        self._numbers: tuple[int, ...] = ()
+        if not self._is_label_map:
+            self._numbers, flags = segment_numbers(ds, listed)
+            self.flags |= flags
 
-    def add(self, number: int, plane_index: int, mask: BoolArray) -> None:
-        rows = np.flatnonzero(mask.any(axis=1))
-        if not rows.size:
-            return
-        if number not in self.painted:
-            if (len(self.painted) + 1) * math.prod(self.shape) > MAXIMUM_MASK_VOXELS:
-                raise CorrectionError(f"more than {len(self.painted)} segments on {self.shape} voxels")
-            self.painted[number] = np.zeros(self.shape, np.bool_)
-            self.planes[number] = set()
-        # Rows without a voxel are left untouched: memory that is never written to costs nothing.
-        used = np.s_[rows[0] : rows[-1] + 1]
-        self.painted[number][plane_index, used] |= mask[used]
-        self.planes[number].add(plane_index)
+    def __iter__(self) -> Iterator[tuple[int, int, BoolArray]]:
+        """Give (index of the frame, segment number, mask); a frame of a label map holds several segments."""
+        threshold = self._threshold()
+        for index, pixels in enumerate(iter_frames(self._ds)):
+            if self._is_label_map:
+                for number in np.flatnonzero(np.bincount(pixels[pixels != 0])).tolist():
+                    if number != attributes.integer(self._ds, "PixelPaddingValue"):
+                        yield index, number, pixels == number
+            else:
+                if self._is_fractional and np.any((pixels != 0) & (pixels != 2 * threshold)):
+                    self.flags.add("fractional_thresholded")
+                yield index, self._numbers[index], pixels >= threshold
+
+    def _threshold(self) -> float:
+        if not self._is_fractional:
+            return 1
+        self.flags.add("fractional")
+        return fraction_threshold(self._ds)
 
 
 def _check_object(ds: Dataset, series_uid: str) -> None:
@@ -130,70 +147,106 @@ def _check_object(ds: Dataset, series_uid: str) -> None:
         raise CorrectionError(
             f"{segmentation_name(ds)} is no Segmentation (SOP class {sop_class or 'missing'})"
         )
-    checked_size(ds)
+    _, _, count = checked_size(ds)
+    groups = len(attributes.items(ds, "PerFrameFunctionalGroupsSequence"))
+    if groups != count:
+        raise CorrectionError(f"{segmentation_name(ds)} has {count} frames and {groups} functional groups")
     named = referenced_series(ds)
     if named is not None and named != series_uid:
         raise CorrectionError(f"{segmentation_name(ds)} was made on series {named}, not on {series_uid}")
 
 
-def _frame_masks(
-    ds: Dataset, pixels: np.ndarray, numbers: Sequence[int], index: int
-) -> Iterator[tuple[int, BoolArray]]:
-    if _is_label_map(ds):
-        for number in np.flatnonzero(np.bincount(pixels[pixels != 0])).tolist():
-            if number != attributes.integer(ds, "PixelPaddingValue"):
-                yield number, pixels == number
-    elif attributes.text(ds, "SegmentationType") == "FRACTIONAL":
-        maximum = attributes.integer(ds, "MaximumFractionalValue") or 255
-        yield numbers[index], pixels.astype(np.float64) >= 0.5 * maximum
-    else:
-        yield numbers[index], pixels.astype(np.bool_)
+def _paint(frames: _Frames, places: Sequence[Place | None], canvas: Canvas) -> None:
+    for index, number, mask in frames:
+        place = places[index]
+        if place is not None:
+            laid, is_cut = place.lay(mask, canvas.shape[1:])
+            canvas.add(number, place.plane_index, laid)
+        else:
+            is_cut = bool(mask.any())
+        if is_cut:
+            canvas.cut.add(number)
 
 
-def _is_label_map(ds: Dataset) -> bool:
-    is_class = attributes.text(ds, "SOPClassUID") == LABEL_MAP_SOP_CLASS
-    return is_class or attributes.text(ds, "SegmentationType") == "LABELMAP"
+def _resampled(frames: _Frames, locator: FrameLocator, stack: Stack) -> Canvas:
+    grid = own_grid(locator.geometry)
+    drawn = Canvas(grid.shape, name=frames.name, reserve=math.prod(stack.shape))
+    for index, number, mask in frames:
+        drawn.add(number, grid.slices[index], mask)
+    return resample(drawn, grid, stack, name=frames.name)
 
 
-def _decoded(ds: Dataset, canvas: _Canvas, *, series_uid: str, flags: set[str]) -> Decoded:
-    masks = _labelled(canvas, flags)
-    listed = [s.label for s in canvas.listed.values() if s.label is not None and not s.is_background]
-    if attributes.text(ds, "SegmentationType") == "FRACTIONAL":
-        flags.add("fractional")
+def _canvas_flags(canvas: Canvas, listed: Mapping[int, Listed]) -> Iterator[str]:
+    drawn = {*canvas.painted, *canvas.cut, *canvas.left_out}
+    if canvas.is_repeated:
+        yield "frames_repeated"
+    if canvas.cut:
+        yield from ("outside_of_images", "voxels_dropped")
+    if any(number in listed and listed[number].label is not None for number in canvas.left_out):
+        yield "thin_label_left_out"
+    if drawn - listed.keys():
+        yield "unlisted_segment"
+    if not drawn:
+        yield "nothing_drawn"
+
+
+def _decoded(
+    ds: Dataset, canvas: Canvas, listed: Mapping[int, Listed], *, series_uid: str, flags: set[str]
+) -> Decoded:
+    numbers = _numbers_of(listed)
+    unknown = {label for label, own in numbers.items() if canvas.left_out & own or _is_lost(canvas, own)}
+    known = {label: own for label, own in numbers.items() if label not in unknown}
+    masks = {label: _union(canvas, own) for label, own in known.items() if own & canvas.painted.keys()}
     if _overlap(list(masks.values()), planes=set().union(*canvas.planes.values())):
         flags.add("labels_overlap")
+    of_labels = {label: _label_flags(listed, own) for label, own in numbers.items()}
+    found = flags.union(*of_labels.values(), *(segment.flags for segment in listed.values()))
     return Decoded(
         sop_instance_uid=attributes.text(ds, "SOPInstanceUID"),
         referenced_series_uid=series_uid,
         shape=canvas.shape,
         masks=masks,
-        empty_labels=tuple(label for label in dict.fromkeys(listed) if label not in masks),
-        unmapped=_unlabelled(canvas, flags),
-        flags=tuple(sorted(flags)),
+        empty_labels=tuple(label for label in known if label not in masks),
+        unmapped=_unlabelled(canvas, listed),
+        flags=tuple(sorted(found)),
+        confidence={label: seg_confidence.confidence(flags, of_labels[label]) for label in known},
+        doubts=seg_confidence.doubts(found),
     )
 
 
-def _labelled(canvas: _Canvas, flags: set[str]) -> dict[str, BoolArray]:
-    masks: dict[str, BoolArray] = {}
-    for number, segment in canvas.listed.items():
-        if segment.is_background or segment.label is None or number not in canvas.painted:
-            continue
-        if segment.label in masks:
-            flags.add("label_repeated")
-            masks[segment.label] |= canvas.painted[number]
-        else:
-            masks[segment.label] = canvas.painted[number]
-    return masks
+def _numbers_of(listed: Mapping[int, Listed]) -> dict[str, set[int]]:
+    """Give the segment numbers of each label of the model that is listed."""
+    numbers: dict[str, set[int]] = {}
+    for number, segment in listed.items():
+        if segment.label is not None and not segment.is_background:
+            numbers.setdefault(segment.label, set()).add(number)
+    return numbers
 
 
-def _unlabelled(canvas: _Canvas, flags: set[str]) -> dict[str, BoolArray]:
+def _is_lost(canvas: Canvas, numbers: set[int]) -> bool:
+    """Answer whether a label has voxels, but none of them on the images."""
+    return bool(numbers & canvas.cut) and not numbers & canvas.painted.keys()
+
+
+def _label_flags(listed: Mapping[int, Listed], numbers: set[int]) -> set[str]:
+    repeated = {"label_repeated"} if len(numbers) > 1 else set[str]()
+    return repeated.union(*(listed[number].flags for number in numbers))
+
+
+def _union(canvas: Canvas, numbers: set[int]) -> BoolArray:
+    first, *others = (canvas.painted[number] for number in sorted(numbers & canvas.painted.keys()))
+    for other in others:
+        first |= other
+    return first
+
+
+def _unlabelled(canvas: Canvas, listed: Mapping[int, Listed]) -> dict[str, BoolArray]:
     unmapped: dict[str, BoolArray] = {}
-    for number, segment in canvas.listed.items():
+    for number, segment in listed.items():
         if segment.label is None and not segment.is_background:
             mask = canvas.painted.get(number)
             unmapped[_free_name(segment.name, unmapped)] = _or_nothing(mask, canvas.shape)
-    for number in canvas.painted.keys() - canvas.listed.keys():
-        flags.add("unlisted_segment")
+    for number in sorted(canvas.painted.keys() - listed.keys()):
         unmapped[_free_name(f"segment {number}", unmapped)] = canvas.painted[number]
     return unmapped
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from pydicom import Dataset
 
-from dicomnode.errors import CorrectionError
+from dicomnode.errors import InputError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import segmentation_name
-from dicomnode.imaging.seg_frames import FrameLocator, PlaneIndex, source_images
+from dicomnode.imaging.seg_frames import FrameLocator, source_images
+from dicomnode.imaging.stack_choice import choose_stack
 from dicomnode.imaging.stacks import Stack
 
 
@@ -28,34 +29,46 @@ def stack_of(ds: Dataset, stacks: Sequence[Stack]) -> Stack:
     CorrectionError
         It refers to planes of several stacks, or fits none or several of them alike; the message names them.
     """
-    if len(stacks) == 1:
-        return stacks[0]
-    remaining = _holding(_frame_references(ds), stacks)
-    if not remaining:
-        raise CorrectionError(
-            f"{segmentation_name(ds)} refers to planes of several stacks of series "
-            f"{stacks[0].series_instance_uid}: {_names(stacks)}; save one segmentation for each"
-        )
-    remaining = _holding(_listed_references(ds), remaining) or remaining
-    if len(remaining) > 1:
-        remaining = _fitting(ds, remaining)
-    if len(remaining) == 1:
-        return remaining[0]
-    fits = f"as well {_names(remaining)}" if remaining else f"none of {_names(stacks)}"
-    raise CorrectionError(
-        f"{segmentation_name(ds)}: which stack of series {stacks[0].series_instance_uid} it was made on "
-        f"cannot be told; by its size and positions it fits {fits}"
+    return choose_stack(
+        stacks,
+        name=segmentation_name(ds),
+        drawn_on=_frame_references(ds),
+        listed=_listed_references(ds),
+        fitting=lambda remaining: _fitting(ds, remaining),
     )
 
 
-def _holding(references: Sequence[Dataset], stacks: Sequence[Stack]) -> list[Stack]:
-    """Give the stacks that have every plane that is referred to and that any of them has."""
-    held = [
-        frozenset(number for number, reference in enumerate(references) if index.holds(reference))
-        for index in map(PlaneIndex, stacks)
+def fits(ds: Dataset, stacks: Sequence[Stack]) -> bool:
+    """Answer whether a segmentation that refers to nothing can only have been made on one of these stacks.
+
+    It is of the same study and names the same frame of reference, and every frame lies, pixel for pixel and
+    wholly, on a plane of exactly one of them.
+
+    Parameters
+    ----------
+    stacks
+        All stacks of one series of the study.
+    """
+    frames = attributes.items(ds, "PerFrameFunctionalGroupsSequence")
+    study_uid = attributes.text(ds, "StudyInstanceUID")
+    named = attributes.text(ds, "FrameOfReferenceUID")
+    candidates = [
+        stack
+        for stack in stacks
+        if study_uid and study_uid == attributes.text(stack.first, "StudyInstanceUID")
+        if named and stack.grid.has_own_frame_of_reference
     ]
-    known = frozenset[int]().union(*held)
-    return [stack for stack, numbers in zip(stacks, held, strict=True) if numbers == known]
+    return bool(frames) and sum(_lies_on(ds, stack) for stack in candidates) == 1
+
+
+def _lies_on(ds: Dataset, stack: Stack) -> bool:
+    try:
+        locator = FrameLocator(ds, stack)
+        return all(
+            spot is not None and locator.is_within(index, spot) for index, spot in enumerate(locator.spots())
+        )
+    except InputError:
+        return False
 
 
 def _frame_references(ds: Dataset) -> list[Dataset]:
@@ -75,22 +88,16 @@ def _listed_references(ds: Dataset) -> list[Dataset]:
 
 
 def _fitting(ds: Dataset, stacks: Sequence[Stack]) -> list[Stack]:
-    """Give the stacks of the right size and space; of several, those that have a plane at every frame."""
-    placed = [(stack, _frames_placed(ds, stack)) for stack in stacks]
-    alike = [(stack, count) for stack, count in placed if count is not None]
-    if len(alike) <= 1:
-        return [stack for stack, _ in alike]
-    frames = len(attributes.items(ds, "PerFrameFunctionalGroupsSequence"))
-    return [stack for stack, count in alike if count == frames]
+    """Give the stacks of the right size and space; of several, those that have a plane at every frame.
+
+    Where none has the right size: those of which every frame is a part, pixel for pixel.
+    """
+    whole = [stack for stack in stacks if _is_whole(ds, stack)]
+    return whole if len(whole) == 1 else [stack for stack in whole or stacks if _lies_on(ds, stack)]
 
 
-def _frames_placed(ds: Dataset, stack: Stack) -> int | None:
-    """Count the frames at the position of a plane; None where the object is on another grid altogether."""
+def _is_whole(ds: Dataset, stack: Stack) -> bool:
     try:
-        return FrameLocator(ds, stack).places_at_positions()
-    except CorrectionError:
-        return None
-
-
-def _names(stacks: Sequence[Stack]) -> str:
-    return "; ".join(f"{stack.name or 'unnamed'} ({len(stack.frames)} slices)" for stack in stacks)
+        return FrameLocator(ds, stack).is_whole()
+    except InputError:
+        return False

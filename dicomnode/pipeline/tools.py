@@ -63,6 +63,7 @@ class Tools:
     federation: FederationSettings
     federation_key: Path  # with which this site signs what it says to the aggregator
     exchange: Path  # weights on their way to the aggregator and from it
+    pictures: Path  # of corrections that wait for a person
     now: Callable[[], datetime]
     should_stop: Callable[[], bool]  # asked between batches: True when the process is to end
     progress: Progress

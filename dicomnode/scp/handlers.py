@@ -75,8 +75,13 @@ def answer(event: Event, take: Take) -> Answer:
         return failure(StoreStatus.CANNOT_UNDERSTAND, "data set refused")
 
 
-def keep(received: Received, spool: Spool, store: Store, at: datetime) -> Answer:
+def keep(received: Received, spool: Spool, store: Store, at: datetime, *, is_fetched: bool = False) -> Answer:
     """Write the object and its row; put bytes that are no readable object into quarantine.
+
+    Parameters
+    ----------
+    is_fetched
+        This node asked for it over an association of its own, so it opens no series.
 
     Raises
     ------
@@ -106,7 +111,7 @@ def keep(received: Received, spool: Spool, store: Store, at: datetime) -> Answer
                 StoreStatus.DATA_SET_DOES_NOT_MATCH, "data set names another SOP class or instance"
             )
         return failure(StoreStatus.CANNOT_UNDERSTAND, "data set cannot be read; kept for inspection")
-    store.series.record_instance(instance, now=at)
+    store.series.record_instance(instance, now=at, is_fetched=is_fetched)
     return StoreStatus.SUCCESS
 
 

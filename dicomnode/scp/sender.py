@@ -1,33 +1,25 @@
 """Send DICOM objects to a peer over C-STORE, as they lie on disk, and believe only the peer's answer."""
 
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import cast
 
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
-from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.events import EventHandlerType
-from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.domain import Destination
 from dicomnode.errors import AssociationError, DeliveryError, UnreadableInstanceError
-from dicomnode.scp import VERIFICATION
+from dicomnode.scp import VERIFICATION, association
+from dicomnode.scp.association import CONNECTION_TIMEOUT_S, MAXIMUM_CONTEXTS, RESPONSE_TIMEOUT_S
 from dicomnode.scp.status import describe, is_delivered
 
-CONNECTION_TIMEOUT_S = 10.0
-RESPONSE_TIMEOUT_S = 60.0
 SOP_INSTANCE_UID_TAG = 0x00080018
-MAXIMUM_CONTEXTS = 128  # PS3.8 section 9.3.2.2: odd identifiers 1 to 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +96,7 @@ def send_many(
     if not outgoing:
         return []
     contexts = _contexts(outgoing)
-    with _association(destination, contexts, ae_title=ae_title, timeout_s=timeout_s) as assoc:
+    with association.opened(destination, contexts, ae_title=ae_title, timeout_s=timeout_s) as assoc:
         return [_send_one(assoc, one, destination) for one in outgoing]
 
 
@@ -120,13 +112,16 @@ def echo(destination: Destination, *, ae_title: str, timeout_s: float = CONNECTI
     """
     began = perf_counter()
     contexts = [build_context(VERIFICATION)]
-    with _association(destination, contexts, ae_title=ae_title, timeout_s=timeout_s) as assoc:
+    with association.opened(destination, contexts, ae_title=ae_title, timeout_s=timeout_s) as assoc:
         answer = assoc.send_c_echo()
         if "Status" not in answer:
-            raise AssociationError(f"{_name(destination)} accepted the association and did not answer C-ECHO")
+            raise AssociationError(
+                f"{association.name_of(destination)} accepted the association and did not answer C-ECHO"
+            )
         if answer.Status != 0:
             raise DeliveryError(
-                f"{_name(destination)} answered C-ECHO with {describe(answer.Status)}", status=answer.Status
+                f"{association.name_of(destination)} answered C-ECHO with {describe(answer.Status)}",
+                status=answer.Status,
             )
     return perf_counter() - began
 
@@ -176,72 +171,6 @@ def _contexts(outgoing: Sequence[_Outgoing]) -> list[PresentationContext]:
     return [build_context(sop_class, syntax) for sop_class, syntax in kinds]
 
 
-@contextmanager
-def _association(
-    destination: Destination, contexts: list[PresentationContext], *, ae_title: str, timeout_s: float
-) -> Iterator[Association]:
-    """Open an association and release it, or abort it when the sending fails."""
-    ae = AE(ae_title=ae_title)
-    ae.connection_timeout = min(timeout_s, CONNECTION_TIMEOUT_S)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout_s
-    connected: list[evt.Event] = []
-    handlers: list[EventHandlerType] = [
-        (evt.EVT_CONN_OPEN, connected.append),
-        (evt.EVT_CONN_OPEN, _send_small_messages_at_once),
-    ]
-    try:
-        assoc = ae.associate(
-            destination.host,
-            destination.port,
-            contexts,
-            ae_title=destination.ae_title,
-            evt_handlers=handlers,
-        )
-    except (socket.gaierror, OSError) as error:
-        raise AssociationError(
-            f"{_name(destination)} cannot be reached: the host name does not resolve ({error}); check host"
-        ) from error
-    if not assoc.is_established:
-        raise _no_association(assoc, destination, ae_title=ae_title, is_connected=bool(connected))
-    try:
-        yield assoc
-    except BaseException:
-        assoc.abort()
-        raise
-    assoc.release()
-
-
-def _send_small_messages_at_once(event: evt.Event) -> None:
-    """Turn Nagle's algorithm off: with it each object waits up to 40 ms for the peer's delayed ACK."""
-    connection = event.assoc.dul.socket and event.assoc.dul.socket.socket
-    if connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _no_association(
-    assoc: Association, destination: Destination, *, ae_title: str, is_connected: bool
-) -> AssociationError | DeliveryError:
-    """Say why there is no association, and what to check."""
-    peer = _name(destination)
-    if not is_connected:
-        return AssociationError(
-            f"{peer} cannot be reached: no TCP connection; check that it runs, host, port and firewall"
-        )
-    if assoc.is_rejected:
-        answer = cast(A_ASSOCIATE, assoc.acceptor.primitive)
-        return AssociationError(
-            f"{peer} refused the association from {ae_title!r}: {answer.result_str}, {answer.source_str},"
-            f" {answer.reason_str}; check both AE titles and that the peer knows this node"
-        )
-    if assoc.rejected_contexts:
-        refused = ", ".join(_describe_context(context) for context in assoc.requestor.requested_contexts)
-        return DeliveryError(f"{peer} does not take {refused}; check what it is configured to accept")
-    return AssociationError(
-        f"{peer} aborted the association or did not answer the request of {ae_title!r} in time;"
-        " check that a DICOM service listens there, and its log"
-    )
-
-
 def _send_one(assoc: Association, one: _Outgoing, destination: Destination) -> Sent:
     began = perf_counter()
     what = f"{one.sop_class_uid.name} {one.sop_instance_uid}"
@@ -249,18 +178,20 @@ def _send_one(assoc: Association, one: _Outgoing, destination: Destination) -> S
         answer = assoc.send_c_store(one.content)
     except ValueError as error:
         raise DeliveryError(
-            f"{_name(destination)} does not take {what} in {one.transfer_syntax_uid.name}"
+            f"{association.name_of(destination)} does not take {what} in {one.transfer_syntax_uid.name}"
         ) from error
     except RuntimeError as error:
-        raise AssociationError(f"{_name(destination)} ended the association before {what}") from error
+        raise AssociationError(
+            f"{association.name_of(destination)} ended the association before {what}"
+        ) from error
     if "Status" not in answer:
         raise AssociationError(
-            f"{_name(destination)} aborted or did not answer in time while it was sent {what};"
+            f"{association.name_of(destination)} aborted or did not answer in time while it was sent {what};"
             " whether it kept the object is unknown"
         )
     if not is_delivered(answer.Status):
         raise DeliveryError(  # the peer's ErrorComment is left out: it may name the patient
-            f"{_name(destination)} refused {what}: {describe(answer.Status)}; its log says why",
+            f"{association.name_of(destination)} refused {what}: {describe(answer.Status)}; its log says why",
             status=answer.Status,
         )
     return Sent(
@@ -269,12 +200,3 @@ def _send_one(assoc: Association, one: _Outgoing, destination: Destination) -> S
         warning=describe(answer.Status) if answer.Status else "",
         seconds=perf_counter() - began,
     )
-
-
-def _describe_context(context: PresentationContext) -> str:
-    syntaxes = " or ".join(syntax.name for syntax in context.transfer_syntax)
-    return f"{UID(str(context.abstract_syntax)).name} in {syntaxes}"
-
-
-def _name(destination: Destination) -> str:
-    return f"{destination.name} ({destination.ae_title} at {destination.host} port {destination.port})"

@@ -15,6 +15,7 @@ C211   an internal fault (answered by pynetdicom for any other exception, with a
 Sources: PS3.4 table B.2-1 and PS3.7 annex C.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 from pydicom import Dataset
@@ -58,7 +59,13 @@ def is_delivered(status: int) -> bool:
     return status == DUPLICATE_SOP_INSTANCE or code_to_category(status) in {"Success", "Warning"}
 
 
-def describe(status: int) -> str:
-    """Give a status as people look it up, such as ``0xA700 (Refused: Out of Resources)``."""
-    _, meaning = STORAGE_SERVICE_CLASS_STATUS.get(status, ("", "not in the standard's tables"))
+def describe(status: int, meanings: Mapping[int, tuple[str, str]] = STORAGE_SERVICE_CLASS_STATUS) -> str:
+    """Give a status as people look it up, such as ``0xA700 (Refused: Out of Resources)``.
+
+    Parameters
+    ----------
+    meanings
+        Table of the service class, as pynetdicom has it.
+    """
+    _, meaning = meanings.get(status, ("", "not in the standard's tables"))
     return f"0x{status:04X} ({meaning})" if meaning else f"0x{status:04X}"

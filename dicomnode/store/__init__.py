@@ -8,6 +8,8 @@ from dicomnode.store.audit import AuditRows
 from dicomnode.store.corrections import CorrectionRows
 from dicomnode.store.database import Database
 from dicomnode.store.federation import FederationRows
+from dicomnode.store.feedback import FeedbackRows
+from dicomnode.store.fetches import FetchRows
 from dicomnode.store.jobs import JobQueue
 from dicomnode.store.models import ModelRows
 from dicomnode.store.overview import read_overview
@@ -63,11 +65,13 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.series = SeriesRows(database)
+        self.fetches = FetchRows(database)
         self.jobs = JobQueue(database)
         self.results = ResultRows(database)
         self.corrections = CorrectionRows(database)
         self.models = ModelRows(database)
         self.federation = FederationRows(database)
+        self.feedback = FeedbackRows(database)
         self.audit = AuditRows(database)
 
     @classmethod

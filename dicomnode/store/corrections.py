@@ -1,16 +1,18 @@
 """Received segmentations: what each turned out to be, and which of them were trained on."""
 
+import hashlib
 import json
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, delete, func
 from sqlmodel import Session, col, select, update
 
 from dicomnode.domain import (
     CorrectionState,
     Decision,
     Job,
+    JobKind,
     JobState,
     LabelScore,
     ModelVersion,
@@ -19,9 +21,11 @@ from dicomnode.domain import (
     SopInstanceUid,
     Split,
 )
+from dicomnode.errors import InputError, ResourceError
+from dicomnode.store.audit import add_entry
 from dicomnode.store.database import Database, insert_new
-from dicomnode.store.leases import end_job
-from dicomnode.store.records import CorrectionRecord
+from dicomnode.store.leases import end_job, insert_job, revive_ended
+from dicomnode.store.records import CorrectionRecord, Note
 from dicomnode.store.tables import CaseTable, CorrectionScoreTable, CorrectionTable
 
 
@@ -31,27 +35,179 @@ class CorrectionRows:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def record(self, job: Job, correction: CorrectionRecord, *, now: datetime) -> None:
+    def record(
+        self,
+        job: Job,
+        correction: CorrectionRecord,
+        *,
+        now: datetime,
+        seen: Collection[int] = frozenset(),
+        replaced: Collection[int | None] = frozenset(),
+        notes: Collection[Note] = (),
+    ) -> None:
         """Keep what was found, in one transaction with the end of the job that found it.
 
-        A training case that an earlier correction of the same series made is replaced. A repeat adds nothing.
+        There is one row for each received file; reading it again changes that row. Its number, and what a
+        person decided, stay.
+
+        Parameters
+        ----------
+        seen, replaced
+            Numbers of the other corrections that its case was made from, and those of them that have nothing
+            left to say.
+        notes
+            For the audit log.
 
         Raises
         ------
         LeaseLostError
             Another worker holds the job by now; nothing was recorded.
+        ResourceError
+            The corrections of the case changed while it was made; nothing was recorded.
         """
         with self._database.writing() as session:
             end_job(session, job, JobState.DONE, now=now)
             if correction.case_id is not None:
-                _replace_earlier(session, correction, now)
-            row = insert_new(session, CorrectionTable, _values(job, correction, now))
-            if row is not None:
-                _add_scores(session, int(row[0]), correction.scores)
+                for row in _kept_rows(session, correction.case_id, seen=seen):
+                    row.replaced = row.id in replaced
+                    session.add(row)
+                _link_case(session, correction, now)
+            if _upsert(session, job, correction, now):
+                for note in notes:
+                    add_entry(session, note.event, note.subject, note.detail, now)
 
-    def list(self, *, limit: int = 100) -> tuple[CorrectionRecord, ...]:
-        """Read the newest corrections, newest first."""
+    def get(self, correction_id: int) -> CorrectionRecord | None:
+        """Look a correction up by its number."""
+        with self._database.reading() as session:
+            row = session.get(CorrectionTable, correction_id)
+            return None if row is None else _record(session, row)
+
+    def of_instance(self, instance_id: int) -> CorrectionRecord | None:
+        """Find what is on record of a received file."""
+        statement = select(CorrectionTable).where(col(CorrectionTable.instance_id) == instance_id)
+        with self._database.reading() as session:
+            row = session.exec(statement.order_by(col(CorrectionTable.id).desc())).first()
+            return None if row is None else _record(session, row)
+
+    def kept_of(self, series_uid: str, *, model_name: str) -> tuple[CorrectionRecord, ...]:
+        """Read the corrections of a series that a model learns from, oldest first."""
+        statement = (
+            select(CorrectionTable)
+            .where(
+                col(CorrectionTable.source_series_uid) == series_uid,
+                col(CorrectionTable.model_name) == model_name,
+                col(CorrectionTable.state) == CorrectionState.KEPT,
+            )
+            .order_by(col(CorrectionTable.id))
+        )
+        with self._database.reading() as session:
+            return tuple(_record(session, row) for row in session.exec(statement).all())
+
+    def decide(self, correction_id: int, decision: Decision, *, by: str, now: datetime) -> str:
+        """Let a correction in quarantine count, as a person said; it is read again.
+
+        Returns
+        -------
+            The digest of the job that reads it.
+
+        Raises
+        ------
+        InputError
+            No such correction, or one that is not held.
+        """
+        with self._database.writing() as session:
+            row = _in_state(session, correction_id, CorrectionState.HELD)
+            row.decision, row.decided_by = decision, by
+            session.add(row)
+            digest = hashlib.sha256(f"{row.digest}:{decision}".encode()).hexdigest()
+            job = insert_job(session, JobKind.INGEST_CORRECTION, str(row.instance_id), digest, now=now)
+            if not job:
+                revive_ended(session, JobKind.INGEST_CORRECTION, str(row.instance_id), now=now, digest=digest)
+            add_entry(session, "correction_accepted", row.sop_instance_uid, f"{decision} by {by}", now)
+            return digest
+
+    def refuse(self, correction_id: int, *, by: str, now: datetime) -> None:
+        """Let a correction in quarantine never count, as a person said; it stays on record.
+
+        Raises
+        ------
+        InputError
+            No such correction, or one that is not held.
+        """
+        with self._database.writing() as session:
+            row = _in_state(session, correction_id, CorrectionState.HELD)
+            row.state, row.decided_by = CorrectionState.REFUSED, by
+            session.add(row)
+            add_entry(session, "correction_refused", row.sop_instance_uid, f"by {by}", now)
+
+    def withdraw(self, correction_id: int, *, by: str, now: datetime) -> str:
+        """Take a correction back that was kept; from now on nothing learns from it.
+
+        Returns
+        -------
+            The digest of the job that makes its case anew from the corrections that are left.
+
+        Raises
+        ------
+        InputError
+            No such correction, or one that is not kept.
+        """
+        with self._database.writing() as session:
+            row = _in_state(session, correction_id, CorrectionState.KEPT)
+            row.state, row.decided_by = CorrectionState.WITHDRAWN, by
+            session.add(row)
+            digest = _read_anew(session, row, f"withdrawn {now.isoformat()}", now=now)
+            add_entry(session, "correction_withdrawn", row.sop_instance_uid, f"by {by}", now)
+            return digest
+
+    def settle(
+        self,
+        job: Job,
+        case_id: str,
+        *,
+        now: datetime,
+        seen: Collection[int] = frozenset(),
+        replaced: Collection[int | None] = frozenset(),
+    ) -> None:
+        """End the job that made a case anew; what is left of the case is new to the model.
+
+        Parameters
+        ----------
+        seen, replaced
+            Numbers of the corrections that are left, and those of them that have nothing left to say.
+
+        Raises
+        ------
+        LeaseLostError
+            Another worker holds the job by now; nothing was recorded.
+        ResourceError
+            The corrections of the case changed meanwhile; nothing was recorded.
+        """
+        with self._database.writing() as session:
+            end_job(session, job, JobState.DONE, now=now)
+            for row in _kept_rows(session, case_id, seen=seen):
+                row.replaced, row.trained_in = row.id in replaced, None
+                session.add(row)
+
+    def retire_cases(self, case_ids: Collection[str], *, now: datetime) -> None:
+        """Let cases leave that give their place to others; their corrections stay on record."""
+        with self._database.writing() as session:
+            session.exec(
+                update(CorrectionTable)
+                .where(
+                    col(CorrectionTable.case_id).in_(case_ids),
+                    col(CorrectionTable.state) == CorrectionState.KEPT,
+                )
+                .values(state=CorrectionState.RETIRED)
+            )
+            for case_id in case_ids:
+                add_entry(session, "case_retired", case_id, "above training.maximum_cases", now)
+
+    def list(self, *, limit: int = 100, state: CorrectionState | None = None) -> tuple[CorrectionRecord, ...]:
+        """Read the newest corrections, in one state or in any, newest first."""
         statement = select(CorrectionTable).order_by(col(CorrectionTable.id).desc()).limit(limit)
+        if state is not None:
+            statement = statement.where(col(CorrectionTable.state) == state)
         with self._database.reading() as session:
             return tuple(_record(session, row) for row in session.exec(statement).all())
 
@@ -76,13 +232,13 @@ class CorrectionRows:
             select(CorrectionTable.case_id).where(*_untrained(model_name)).order_by(col(CorrectionTable.id))
         )
         with self._database.reading() as session:
-            return tuple(case_id for case_id in session.exec(statement) if case_id is not None)
+            return tuple(dict.fromkeys(case_id for case_id in session.exec(statement) if case_id is not None))
 
     def patients(self, model_name: str) -> int:
         """Count the different training patients among the cases of a model."""
         statement = select(func.count(func.distinct(col(CorrectionTable.patient_key)))).where(
             col(CorrectionTable.model_name) == model_name,
-            col(CorrectionTable.case_id).is_not(None),
+            col(CorrectionTable.state) == CorrectionState.KEPT,
             col(CorrectionTable.split) == Split.TRAINING,
             ~col(CorrectionTable.replaced),
         )
@@ -138,6 +294,7 @@ def mark_cases(
     statement = update(CorrectionTable).where(
         col(CorrectionTable.case_id).in_(case_ids),
         col(CorrectionTable.trained_in).is_(None),
+        col(CorrectionTable.state) == CorrectionState.KEPT,
         ~col(CorrectionTable.replaced),
     )
     if recorded_before is not None:
@@ -148,20 +305,74 @@ def mark_cases(
 def _untrained(model_name: str) -> tuple[ColumnElement[bool], ...]:
     return (
         col(CorrectionTable.model_name) == model_name,
-        col(CorrectionTable.case_id).is_not(None),
+        col(CorrectionTable.state) == CorrectionState.KEPT,
         col(CorrectionTable.split) == Split.TRAINING,
         col(CorrectionTable.trained_in).is_(None),
         ~col(CorrectionTable.replaced),
     )
 
 
-def _replace_earlier(session: Session, correction: CorrectionRecord, now: datetime) -> None:
-    """Let the newest correction stand for its training case, and link the case to its series."""
-    session.exec(
-        update(CorrectionTable)
-        .where(col(CorrectionTable.case_id) == correction.case_id)
-        .values(replaced=True)
+def _in_state(session: Session, correction_id: int, state: CorrectionState) -> CorrectionTable:
+    row = session.get(CorrectionTable, correction_id, with_for_update=True)
+    if row is None:
+        message = f"there is no correction {correction_id}; see `dicomnode corrections list`"
+        raise InputError(message)
+    if row.state != state:
+        message = f"correction {correction_id} is {row.state}; this is for one that is {state}"
+        raise InputError(message)
+    return row
+
+
+def _read_anew(session: Session, row: CorrectionTable, why: str, *, now: datetime) -> str:
+    """Queue that a received file is read once more; gives the digest of the job."""
+    digest = hashlib.sha256(f"{row.digest}:{why}".encode()).hexdigest()
+    subject = str(row.instance_id)
+    if not insert_job(session, JobKind.INGEST_CORRECTION, subject, digest, now=now):
+        revive_ended(session, JobKind.INGEST_CORRECTION, subject, now=now, digest=digest)
+    return digest
+
+
+def _kept_rows(session: Session, case_id: str, *, seen: Collection[int]) -> list[CorrectionTable]:
+    """Hold the corrections of a case that count, and make sure that the case was made from just them."""
+    statement = select(CorrectionTable).where(
+        col(CorrectionTable.case_id) == case_id, col(CorrectionTable.state) == CorrectionState.KEPT
     )
+    rows = list(session.exec(statement.with_for_update()).all())
+    if {row.id for row in rows} != set(seen):
+        message = f"the corrections of case {case_id} changed while it was made"
+        raise ResourceError(message)
+    return rows
+
+
+def _upsert(session: Session, job: Job, correction: CorrectionRecord, now: datetime) -> bool:
+    """Write the row of a received file for the first time, or anew; answers whether it is new."""
+    values = _values(job, correction, now)
+    known = _row_of(session, correction.instance_id)
+    if known is None:
+        row = insert_new(session, CorrectionTable, values)
+        if row is not None:  # else the same job again
+            _add_scores(session, int(row[0]), correction.scores)
+        return row is not None
+    for name in values.keys() - _STAYS:
+        setattr(known, name, values[name])
+    session.add(known)
+    session.exec(delete(CorrectionScoreTable).where(col(CorrectionScoreTable.correction_id) == known.id))
+    _add_scores(session, int(known.id or 0), correction.scores)
+    return False
+
+
+_STAYS = frozenset({"digest", "decision", "decided_by", "created_at"})
+
+
+def _row_of(session: Session, instance_id: int | None) -> CorrectionTable | None:
+    if instance_id is None:
+        return None
+    statement = select(CorrectionTable).where(col(CorrectionTable.instance_id) == instance_id)
+    return session.exec(statement.with_for_update()).first()
+
+
+def _link_case(session: Session, correction: CorrectionRecord, now: datetime) -> None:
+    """Keep the one way from a case back to its series."""
     values = {
         "case_id": correction.case_id,
         "series_instance_uid": correction.source_series_uid or "",
@@ -192,7 +403,7 @@ def _values(job: Job, correction: CorrectionRecord, now: datetime) -> dict[str, 
         "patient_key": correction.patient_key,
         "split": correction.split,
         "corrected_slices": correction.corrected_slices,
-        "replaced": False,
+        "replaced": correction.replaced,
         "trained_in": correction.trained_in,
         "created_at": now,
     }

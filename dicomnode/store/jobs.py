@@ -31,6 +31,7 @@ _RANK = {
     JobKind.SEGMENT_SERIES: 0,
     JobKind.DELIVER_RESULT: 0,
     JobKind.INGEST_CORRECTION: 0,
+    JobKind.FETCH_IMAGES: 0,
     JobKind.ADOPT_RELEASE: 1,
     JobKind.PUSH_UPDATE: 1,
     JobKind.TRAIN_INCREMENT: 2,
@@ -193,6 +194,16 @@ class JobQueue:
                 )
                 .values(run_after=now, updated_at=now)
             )
+
+    def waiting(self, kind: JobKind, subject: str) -> tuple[JobRow, ...]:
+        """Find the jobs about a subject that wait for their next attempt."""
+        statement = select(JobTable).where(
+            col(JobTable.kind) == kind,
+            col(JobTable.subject) == subject,
+            col(JobTable.state) == JobState.READY,
+        )
+        with self._database.reading() as session:
+            return tuple(job_row(row) for row in session.exec(statement))
 
     def requeue(self, job_id: int, *, now: datetime) -> JobRow:
         """Give a set-aside or failed job a fresh start, as a person asked.

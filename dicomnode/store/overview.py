@@ -3,7 +3,7 @@
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from dicomnode.domain import JobKind, JobState, Recognition, SeriesState
+from dicomnode.domain import CorrectionState, JobKind, JobState, Recognition, SeriesState
 from dicomnode.store.leases import job_row
 from dicomnode.store.models import model_record
 from dicomnode.store.records import DeliveryState, DestinationStatus, Overview
@@ -28,7 +28,7 @@ def read_overview(session: Session, *, limit: int) -> Overview:
     )
     set_aside = session.exec(
         select(SeriesTable)
-        .where(col(SeriesTable.state) == SeriesState.SET_ASIDE)
+        .where(col(SeriesTable.state) == SeriesState.SET_ASIDE, col(SeriesTable.fetched_from) == "")
         .order_by(col(SeriesTable.updated_at).desc())
         .limit(limit)
     ).all()
@@ -48,8 +48,14 @@ def read_overview(session: Session, *, limit: int) -> Overview:
         troubled_jobs=tuple(job_row(row) for row in troubled),
         destinations=_destinations(session),
         corrections=tuple(sorted((Recognition(found), n) for found, n in recognitions)),
+        held_corrections=_held_corrections(session),
         models=tuple(model_record(row) for row in current),
     )
+
+
+def _held_corrections(session: Session) -> int:
+    held = col(CorrectionTable.state) == CorrectionState.HELD
+    return session.exec(select(func.count()).select_from(CorrectionTable).where(held)).one()
 
 
 def _destinations(session: Session) -> tuple[DestinationStatus, ...]:

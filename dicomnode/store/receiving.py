@@ -84,9 +84,20 @@ def hold_series(session: Session, instance: StoredInstance, role: Role, now: dat
         "received_at": now,
         "last_received_at": now,
         "updated_at": now,
+        "fetched_from": "",
     }
     insert_new(session, SeriesTable, values)
     return session.get(SeriesTable, uid, with_for_update=True)
+
+
+def is_opened_by_image(series: SeriesTable, *, is_news: bool, is_fetched: bool, now: datetime) -> bool:
+    """Answer whether an image that came begins the wait for its series: not when a fetch asked for it.
+
+    What the receiver takes in while a C-MOVE runs counts as asked for: nothing that every archive fills in
+    would tell.
+    """
+    is_expected = series.fetch_open_until is not None and now < series.fetch_open_until
+    return not is_fetched and not is_expected and (is_news or bool(series.fetched_from))
 
 
 def is_ours(session: Session, instance: StoredInstance) -> bool:
@@ -157,6 +168,8 @@ def reopen(session: Session, series: SeriesTable, instance: StoredInstance, now:
         series.state = SeriesState.RECEIVING
         series.reason = ""
         series.modality = instance.modality
+    series.fetched_from = ""
+    series.fetch_open_until = None
     series.sender = instance.sender
     series.last_received_at = now
     series.updated_at = now

@@ -170,8 +170,58 @@ class CorrectionRecord:
     split: Split | None = None
     corrected_slices: int = 0
     trained_in: ModelVersion | None = None
-    replaced: bool = False  # a later correction of the same series stands in its place
+    replaced: bool = False  # later corrections of the same series speak for all its labels
     created_at: datetime | None = None  # set by the store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultCount:
+    """How many results of one period speak of one label: those that stand, not those superseded."""
+
+    model_name: str
+    label: str
+    position: int  # in the model's label table
+    period: int  # index of its start
+    results: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """What a reader made of one label of one result, by the last kept correction that speaks of it."""
+
+    result_sop_uid: SopInstanceUid
+    model_name: str
+    model_version: ModelVersion  # that made the result
+    label: str
+    position: int  # in the model's label table
+    result_at: datetime
+    result_stands: bool  # False: a newer result took its place
+    at: datetime
+    dice: float  # 1 where the result was accepted unchanged
+    is_corrected: bool  # slices of this label were edited
+    prediction_voxels: int
+    correction_voxels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionInUse:
+    """What the readers made of the version in use, and of the one before it while that was in use."""
+
+    version: ModelVersion
+    since: datetime
+    previous: ModelVersion | None
+    labels: tuple[str, ...]  # as its latest result lists them, in the order of the model's label table
+    reviews: tuple[Review, ...]  # of results made since then, oldest first
+    before: tuple[Review, ...]  # of results of the version before, made and reviewed before; oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """An entry for the audit log, written in one transaction with what it is about."""
+
+    event: str
+    subject: str
+    detail: str  # UIDs, digests, AE titles; never a patient's data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,4 +361,5 @@ class Overview:
     troubled_jobs: tuple[JobRow, ...]  # set aside or failed, newest first
     destinations: tuple[DestinationStatus, ...]
     corrections: tuple[tuple[Recognition, int], ...]
+    held_corrections: int  # in quarantine: they wait for a person
     models: tuple[ModelRecord, ...]  # the current versions

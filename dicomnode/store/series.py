@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Collection
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import case, func
+from sqlalchemy.engine import Row
 from sqlmodel import Session, col, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -28,6 +30,7 @@ from dicomnode.store.receiving import (
     correction_digest,
     hold_series,
     instance_values,
+    is_opened_by_image,
     is_ours,
     read_again,
     reopen,
@@ -45,7 +48,7 @@ class SeriesRows:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def record_instance(self, instance: StoredInstance, *, now: datetime) -> bool:
+    def record_instance(self, instance: StoredInstance, *, now: datetime, is_fetched: bool = False) -> bool:
         """Make a stored file known; when this returns, the row survives a power cut.
 
         An image opens or reopens its series. A segmentation becomes a correction to read at once, and again
@@ -53,9 +56,18 @@ class SeriesRows:
         open no series. Other bytes under a known SOP instance UID stand beside the earlier ones and count
         from now on.
 
+        An image that was fetched for a correction, or comes while a fetch by C-MOVE runs, changes nothing of
+        where its series stands. When a series that was only fetched is sent here after all, it opens, also
+        by an image that was fetched before.
+
+        Parameters
+        ----------
+        is_fetched
+            The image came over an association that this node opened for it.
+
         Returns
         -------
-            False when these very bytes are what counts already.
+            False when these very bytes are what counts already and change nothing.
 
         Raises
         ------
@@ -67,18 +79,17 @@ class SeriesRows:
             has_series = role is Role.IMAGE or (role is Role.OTHER and not is_ours(session, instance))
             series = hold_series(session, instance, role, now) if has_series else None
             row = insert_new(session, InstanceTable, instance_values(instance, role))
-            if row is None and not stands_again(session, instance):
-                if role is Role.SEGMENTATION:
-                    read_again(session, instance, now)
-                return False
-            supersede_variants(session, instance, role, now)
-            if role is Role.SEGMENTATION and row is not None:
-                insert_job(
-                    session, JobKind.INGEST_CORRECTION, str(row[0]), correction_digest(instance), now=now
-                )
-            if role is Role.IMAGE and series is not None:
+            is_news = row is not None or stands_again(session, instance)
+            if is_news:
+                supersede_variants(session, instance, role, now)
+            if role is Role.SEGMENTATION:
+                _read_correction(session, instance, row, is_news=is_news, now=now)
+            if series is None or role is not Role.IMAGE:
+                return is_news
+            opens = is_opened_by_image(series, is_news=is_news, is_fetched=is_fetched, now=now)
+            if opens:
                 reopen(session, series, instance, now)
-        return True
+            return is_news or opens
 
     def instance(self, key: int | str) -> StoredInstance | None:
         """Find an instance by its number (also as text, as a job's subject has it) or SOP instance UID.
@@ -229,6 +240,16 @@ class SeriesRows:
         return True
 
 
+def _read_correction(
+    session: Session, instance: StoredInstance, row: Row[Any] | None, *, is_news: bool, now: datetime
+) -> None:
+    """Queue the reading of a segmentation: of a new one, or again of one that could not be read."""
+    if row is not None:
+        insert_job(session, JobKind.INGEST_CORRECTION, str(row[0]), correction_digest(instance), now=now)
+    elif not is_news:
+        read_again(session, instance, now)
+
+
 def _queue(session: Session, series: SeriesTable, now: datetime, priority: JobPriority) -> str:
     """Queue what the series holds now; a revision that was done before is done again."""
     uid = series.series_instance_uid
@@ -238,6 +259,7 @@ def _queue(session: Session, series: SeriesTable, now: datetime, priority: JobPr
     series.state = SeriesState.QUEUED
     series.digest = digest
     series.reason = ""
+    series.fetched_from = ""  # from now on it stands like one that came by itself
     series.updated_at = now
     session.add(series)
     return digest

@@ -116,6 +116,9 @@ class SeriesTable(SiteTable, table=True):
     last_received_at: datetime = Field(sa_type=UtcDateTime)
     updated_at: datetime = Field(sa_type=UtcDateTime, index=True)
     model_version: str | None = Field(sa_type=Word, default=None)
+    fetched_from: str = Field(sa_type=Word, default="")  # here for a correction only; "": it came by itself
+    # Not None: a fetch has not ended well; what the receiver takes in until then belongs to it.
+    fetch_open_until: datetime | None = Field(sa_type=UtcDateTime, default=None)
 
 
 class JobTable(SiteTable, table=True):
@@ -160,7 +163,7 @@ class ResultTable(SiteTable, table=True):
     path: str = Field(sa_type=Word)
     superseded: bool = False
     seconds_json: str = Field(sa_type=Prose)
-    created_at: datetime = Field(sa_type=UtcDateTime)
+    created_at: datetime = Field(sa_type=UtcDateTime, index=True)
 
 
 class ResultLabelTable(SiteTable, table=True):
@@ -235,7 +238,7 @@ class CorrectionTable(SiteTable, table=True):
     corrected_slices: int
     replaced: bool = False
     trained_in: str | None = Field(sa_type=Word, default=None)
-    created_at: datetime = Field(sa_type=UtcDateTime)
+    created_at: datetime = Field(sa_type=UtcDateTime, index=True)
 
 
 class CorrectionScoreTable(SiteTable, table=True):

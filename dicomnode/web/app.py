@@ -83,7 +83,7 @@ def build(store: Store, spool: Spool, *, models: Collection[str], now: Callable[
     @app.get("/metrics", response_class=Response)
     def prometheus() -> Response:
         """Give figures in Prometheus' text format."""
-        return Response(metrics.render(store, spool), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(metrics.render(store, spool, now=now()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @app.get("/studies")
     def studies(

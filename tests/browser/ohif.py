@@ -4,7 +4,7 @@ import base64
 import io
 import re
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +84,44 @@ SHOWN = f"""() => {{ {VIEWPORT} return viewport.getCurrentImageId(); }}"""
 TO_CANVAS = (
     f"""(points) => {{ {VIEWPORT} return points.map(point => Array.from(viewport.worldToCanvas(point))); }}"""
 )
+TAKE_BRUSH = f"""(number) => {{
+  {VIEWPORT}
+  const {{ segmentationService }} = window.services;
+  segmentationService.setActiveSegment(segmentationService.getActiveSegmentation(id).segmentationId, number);
+  window.commandsManager.run('setToolActive', {{ toolName: 'CircularBrush' }});
+}}"""
+SIZE_BRUSH = """(radius) =>
+  window.commandsManager.run('setBrushSize', { value: radius, toolNames: ['CircularBrush'] })"""
+WRITE = f"""(changes) => {{
+  {VIEWPORT}
+  const segmentation = window.services.segmentationService.getActiveSegmentation(id);
+  const images = segmentation.representationData.Labelmap.imageIds
+    .map(imageId => window.cornerstone.cache.getImage(imageId));
+  for (const {{ frame, voxels }} of changes) {{
+    const values = images.find(one => one.referencedImageId.includes(frame)).voxelManager.getScalarData();
+    for (const [index, value] of voxels) values[index] = value;
+  }}
+  window.cornerstoneTools.segmentation.triggerSegmentationEvents
+    .triggerSegmentationDataModified(segmentation.segmentationId);
+}}"""
+SAVE = f"""() => {{
+  {VIEWPORT}
+  const {{ segmentationId }} = window.services.segmentationService.getActiveSegmentation(id);
+  window.commandsManager.run({{
+    commandName: 'storeSegmentation',
+    commandOptions: {{ segmentationId, modality: 'SEG' }},
+    context: 'CORNERSTONE',
+  }});
+}}"""
+SHOWS = f"""(description) => {{
+  {VIEWPORT}
+  const {{ displaySetService, viewportGridService }} = window.services;
+  return viewport?.viewportStatus === 'rendered' && viewportGridService.getDisplaySetsUIDsForViewport(id)
+    .some(uid => displaySetService.getDisplaySetByUID(uid).SeriesDescription === description);
+}}"""
+STROKE_STEPS = 12
+STROKE_PAUSE_MS = 40
+PANEL_SETTLES_MS = 1000  # the panel sets a radius of its own when the brush becomes active
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +150,11 @@ class Viewer:
     address: str
     problems: list[str] = field(default_factory=list)
 
-    def open_study(self, study_instance_uid: str) -> None:
-        """Open a study and wait until its images are drawn."""
+    def open_study(self, study_instance_uid: str, *, mode: str = "viewer") -> None:
+        """Open a study and wait until its images are drawn; only the mode "segmentation" lets one edit."""
         self.page.goto("about:blank")
         self.problems.clear()
-        self.page.goto(f"{self.address}/viewer?StudyInstanceUIDs={study_instance_uid}")
+        self.page.goto(f"{self.address}/{mode}?StudyInstanceUIDs={study_instance_uid}")
         self.wait_until_drawn()
 
     def listed(self, series_number: int) -> Listed:
@@ -174,6 +212,49 @@ class Viewer:
     def to_canvas(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where points of patient space, (n, 3) in LPS, lie on the canvas: (n, 2) as x, y in its pixels."""
         return np.asarray(self.page.evaluate(TO_CANVAS, points_mm.tolist()), np.float64)
+
+    def brush(self, number: int, path_mm: NDArray[np.float64], *, radius_mm: float) -> None:
+        """Draw a segment with the mouse on the slice that is shown, between two points, (2, 3) in LPS."""
+        self.page.evaluate(TAKE_BRUSH, number)
+        self.page.wait_for_timeout(PANEL_SETTLES_MS)
+        self.page.evaluate(SIZE_BRUSH, radius_mm)
+        box = self.page.locator('[data-cy="viewport-pane"] canvas').first.bounding_box()
+        assert box is not None
+        begin, end = self.to_canvas(path_mm) + np.array([box["x"], box["y"]])
+        self.page.mouse.move(*begin)
+        self.page.mouse.down()
+        for part in np.linspace(0, 1, STROKE_STEPS):
+            self.page.mouse.move(*(begin + part * (end - begin)))
+            self.page.wait_for_timeout(STROKE_PAUSE_MS)
+        self.page.mouse.up()
+        self.page.evaluate(PAINTED)
+
+    def write(self, planes: Mapping[FrameKey, NDArray[np.uint8]]) -> None:
+        """Give frames of the active segmentation other segment numbers, (row, column), as a tool would."""
+        held, changes = self.masks(), []
+        for frame, plane in planes.items():
+            changed = np.flatnonzero(held[frame] != plane)
+            voxels = [[int(index), int(plane.flat[index])] for index in changed]
+            changes.append({"frame": "/instances/{}/frames/{}".format(*frame), "voxels": voxels})
+        self.page.evaluate(WRITE, changes)
+        self.page.evaluate(PAINTED)
+
+    def save(self, description: str) -> None:
+        """Save the active segmentation as DICOM SEG in a new series, and wait until the viewer shows it.
+
+        Fails where the archive refuses it.
+        """
+        self.page.evaluate(SAVE)
+        dialog = self.page.get_by_role("dialog")
+        dialog.wait_for()
+        dialog.get_by_role("combobox").first.click()
+        self.page.get_by_role("option").first.click()  # "Create new series"
+        dialog.locator("input[type=text], input:not([type])").first.fill(description)
+        with self.page.expect_response(lambda answer: answer.request.method == "POST") as stored:
+            dialog.get_by_role("button", name="Save").click()
+        assert stored.value.status == 200, stored.value.status
+        self.page.wait_for_function(SHOWS, arg=description, polling=100)
+        self.page.evaluate(PAINTED)
 
     def messages(self, *, within_s: float = 0.0) -> Sequence[str]:
         """The notices that lie over the page now, or the first that come within a time."""

@@ -3,9 +3,11 @@
 import json
 import threading
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -19,7 +21,7 @@ from tests.peers import LOOPBACK, is_listening, wait_until
 
 ROUTES_OF_THE_VIEWER = ("/", "/viewer", "/segmentation")
 NOT_PASSED_ON = {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"}
-CONFIGURATION = {
+CONFIGURATION: dict[str, Any] = {
     "name": "loopback",
     "routerBasename": None,
     "extensions": [],
@@ -55,13 +57,20 @@ CONFIGURATION = {
 }
 
 
+# How OHIF is told to save classic segmentations; without it 3.13.2 saves label maps.
+SAVES_BITMAPS = {"store": {"defaultMode": "bitmap", "transferSyntaxUID": "1.2.840.10008.1.2.1"}}
+
+
 @contextmanager
-def serve(viewer: Path, *, archive: str, port: int) -> Generator[str]:
+def serve(
+    viewer: Path, *, archive: str, port: int, saving: Mapping[str, object] | None = None
+) -> Generator[str]:
     """Serve the viewer in a folder with index.html before the DICOMweb of `archive`; gives the address.
 
-    One origin for both, so that the browser asks nobody for leave. Loopback only.
+    One origin for both, so that the browser asks nobody for leave. Loopback only. `saving` is the data
+    source's option `segmentation`, such as `SAVES_BITMAPS`.
     """
-    application = _application(viewer, archive)
+    application = _application(viewer, archive, configuration_for(saving))
     server = uvicorn.Server(uvicorn.Config(application, host=LOOPBACK, port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -73,14 +82,22 @@ def serve(viewer: Path, *, archive: str, port: int) -> Generator[str]:
         thread.join(timeout=10)
 
 
-def _application(viewer: Path, archive: str) -> Starlette:
+def configuration_for(saving: Mapping[str, object] | None) -> dict[str, Any]:
+    """Give OHIF's configuration with one archive, and how segmentations are saved where that is told."""
+    chosen = deepcopy(CONFIGURATION)
+    if saving is not None:
+        chosen["dataSources"][0]["configuration"]["segmentation"] = saving
+    return chosen
+
+
+def _application(viewer: Path, archive: str, chosen: Mapping[str, Any]) -> Starlette:
     # A connection for each request: the archive may close one that waits, just when it is taken again.
     client = httpx.AsyncClient(
         base_url=archive, timeout=120, limits=httpx.Limits(max_keepalive_connections=0)
     )
 
     async def configuration(request: Request) -> Response:
-        text = f"window.config = {json.dumps(CONFIGURATION)};"
+        text = f"window.config = {json.dumps(chosen)};"
         return Response(text, media_type="text/javascript")
 
     async def page(request: Request) -> Response:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dicomnode.preflight import check
+from dicomnode.scp.archive import start as start_archive
 from dicomnode.settings import NodeSettings
 from tests.conftest import take_free_port
 from tests.pipeline_builders import MODEL, write_tiny
@@ -66,3 +67,20 @@ def test_a_host_that_is_not_of_this_machine_is_a_fault(tmp_path):
     settings = site(tmp_path, scp={"minimum_free_gb": 0, "host": host, "port": take_free_port()})
 
     assert f"scp.host: '{host}'" in faults(settings)["DICOM port"]
+
+
+def test_an_archive_that_images_are_to_be_fetched_from_must_answer_questions(tmp_path):
+    port = take_free_port()
+    archive = start_archive(tmp_path / "archive", ae_title="PACS", host="127.0.0.1", port=port)
+    try:
+        settings = site(
+            tmp_path,
+            destinations=({"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": port},),
+            corrections={"fetch_from": "pacs"},
+        )
+        found = faults(settings)
+    finally:
+        archive.stop()
+
+    assert set(found) == {"archive of corrected images"}  # it takes objects, so the destination is sound
+    assert "does not take Study Root Query/Retrieve" in found["archive of corrected images"]

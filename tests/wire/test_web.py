@@ -15,6 +15,7 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from dicomnode.domain import (
+    CorrectionState,
     JobKind,
     ModelOrigin,
     ModelState,
@@ -30,8 +31,10 @@ from dicomnode.settings import NodeSection, NodeSettings, WebSettings
 from dicomnode.spool import Spool
 from dicomnode.store import ModelRecord, Store
 from dicomnode.web import app as web_app
+from tests.feedback_builders import BACK, FRONT, Readers
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+NOON_BEFORE = NOW - timedelta(days=2)
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 MODEL = ModelRecord(
     version=ModelVersion("hippocampus@0123456789ab"),
@@ -167,6 +170,30 @@ def test_metrics_are_readable_by_prometheus(store: Store, client: httpx.Client) 
     assert samples["dicomnode_jobs", "train_increment", "ready"] == 1
     assert samples["dicomnode_model_in_use", "hippocampus", MODEL.version] == 1
     assert samples["dicomnode_spool_free_bytes",] > 0
+
+
+def test_what_readers_made_of_the_results_is_in_the_metrics(store: Store, client: httpx.Client) -> None:
+    readers = Readers(store=store)
+    version = readers.use("a", at=NOON_BEFORE)
+    for number in range(13):
+        dices = {FRONT: 0.9 if number < 10 else 0.6, BACK: 1.0}
+        readers.review(version, dices, at=NOON_BEFORE + timedelta(hours=number), ours=1200)
+    readers.segment(version, at=NOW)
+    readers.correct(readers.segment(version, at=NOW), at=NOW, state=CorrectionState.HELD)
+    samples = {
+        (one.name, *(one.labels[key] for key in ("label", "figure") if key in one.labels)): one.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for one in family.samples
+    }
+    assert samples["dicomnode_results_corrected_ratio", FRONT] == pytest.approx(13 / 15)
+    assert samples["dicomnode_reviews", FRONT] == 13
+    assert samples["dicomnode_correction_dice", FRONT] == pytest.approx(10.8 / 13)
+    assert samples["dicomnode_volume_bias", FRONT] == pytest.approx(0.2)
+    assert samples["dicomnode_drift_alarm", FRONT] == 1
+    assert samples["dicomnode_drift_alarm", BACK] == 0
+    assert samples["dicomnode_drift_cusum", FRONT, "dice"] == pytest.approx(7.5)
+    assert samples["dicomnode_drift_cusum", BACK, "volume"] == 0
+    assert samples["dicomnode_corrections_held",] == 1
 
 
 def test_series_stand_under_their_study(store: Store, client: httpx.Client) -> None:

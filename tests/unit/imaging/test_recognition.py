@@ -1,14 +1,16 @@
 """What a received segmentation is, how it differs from ours, and what of it was reviewed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
 from dicomnode.domain import Recognition
-from dicomnode.imaging import corrections, seg_read
-from dicomnode.imaging.corrections import Known, SentObject
+from dicomnode.imaging import corrections, recognition, seg_read
 from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import voxels_sha256
+from dicomnode.imaging.recognition import Known, SentObject
 from dicomnode.imaging.stacks import only_stack
 from tests.imaging_builders import foreign_seg, item, make_card, plain_series, reread
 from tests.seg_builders import encoded_forms, found_in
@@ -76,7 +78,7 @@ def known(sent, findings):
 
 def recognise(ds, sources, known):
     decoded = seg_read.decode(ds, stack=only_stack(sources), card=CARD)
-    return corrections.recognise(ds, decoded=decoded, known=known)
+    return recognition.recognise(ds, decoded=decoded, known=known)
 
 
 def from_viewer(sources, masks, **options):
@@ -186,13 +188,6 @@ def test_an_unlike_object_is_a_new_annotation(sources, known):
     assert "not trusted" in found.reasons[0]
 
 
-def test_slices_in_reverse_order_are_suspected(sources, known):
-    mirrored = {label: mask[::-1] for label, mask in OURS.items()}
-
-    assert recognise(from_viewer(sources, mirrored), sources, known).is_suspect_flip
-    assert not recognise(from_viewer(sources, OURS), sources, known).is_suspect_flip
-
-
 def test_the_score_counts_only_labels_that_the_correction_speaks_of():
     edited = OURS[ANTERIOR].copy()  # 18 voxels
     edited[2, 1, 1] = False
@@ -208,13 +203,16 @@ def test_the_score_counts_only_labels_that_the_correction_speaks_of():
 
 def test_a_listed_label_without_voxels_was_emptied_and_an_absent_one_is_unknown():
     listed = corrections.compare(OURS, decoded({}, empty=(POSTERIOR,)), CARD)
-    emptied = corrections.with_absent_emptied(decoded({}), CARD, corrects=None)
+    alone = corrections.with_absent_emptied(decoded({}), CARD, corrects=None)
+    there = decoded({ANTERIOR: OURS[ANTERIOR]})
+    emptied = corrections.with_absent_emptied(there, CARD, corrects=None)
     by_policy = corrections.compare(OURS, emptied, CARD)
 
     assert [(score.label, score.dice, score.edited_slices) for score in listed] == [
         (POSTERIOR, 0.0, (3, 4, 5))
     ]
-    assert [score.label for score in by_policy] == [ANTERIOR, POSTERIOR]
+    assert [(score.label, score.correction_voxels) for score in by_policy] == [(ANTERIOR, 18), (POSTERIOR, 0)]
+    assert alone.empty_labels == ()
 
 
 def test_a_label_that_is_empty_on_both_sides_agrees():
@@ -228,32 +226,69 @@ def test_reviewed_weights_follow_the_edited_range_and_the_extent():
     edited = ours[ANTERIOR].copy()
     edited[3, 2, 2] = True
 
-    weights = corrections.reviewed_weights(ours, decoded({ANTERIOR: edited}), CARD)
+    (said,) = corrections.spoken(ours, decoded({ANTERIOR: edited}), CARD)
 
     # edited slice 3, seen on 2 and 4; elsewhere within the extent left as it was; posterior unknown
-    np.testing.assert_array_equal(weights, [[0.5, 0.5, 1, 1, 1, 0.5], [0, 0, 0, 0, 0, 0]])
-    assert weights.dtype == np.float32
+    assert said.label == ANTERIOR
+    np.testing.assert_array_equal(said.weights, [0.5, 0.5, 1, 1, 1, 0.5])
+    assert said.weights.dtype == np.float32
 
 
 def test_slices_outside_extent_and_range_are_unknown():
     ours = {ANTERIOR: block(slice(1, 3), 1, 1)}
 
-    weights = corrections.reviewed_weights(ours, decoded(ours), CARD)
+    (said,) = corrections.spoken(ours, decoded(ours), CARD)
 
-    np.testing.assert_array_equal(weights[0], [0, 0.5, 0.5, 0, 0, 0])
-    whole = corrections.reviewed_weights(ours, decoded(ours), CARD, is_whole_study_read=True)
-    np.testing.assert_array_equal(whole[0], [0, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(said.weights, [0, 0.5, 0.5, 0, 0, 0])
+    (whole,) = corrections.spoken(ours, decoded(ours), CARD, is_whole_study_read=True)
+    np.testing.assert_array_equal(whole.weights, [0, 1, 1, 0, 0, 0])
 
 
 def test_training_labels_take_the_correction_and_keep_ours_where_it_is_silent():
     edited = block(slice(3, 5), 4, slice(0, 2))  # overlaps our posterior
 
-    labels = corrections.correction_labels(OURS, decoded({ANTERIOR: edited}), CARD)
+    merged = merge_of(decoded({ANTERIOR: edited}))
 
-    assert labels[3, 4, 0] == 1
-    assert labels[3, 4, 2] == 2
-    assert labels[1, 1, 1] == 0
-    assert labels.dtype == np.uint8
+    assert merged.labels[3, 4, 0] == 1
+    assert merged.labels[3, 4, 2] == 2
+    assert merged.labels[1, 1, 1] == 0
+    assert merged.labels.dtype == np.uint8
+    assert merged.labels_known == (ANTERIOR,)
+
+
+def merge_of(*received):
+    """What several objects say together, oldest first."""
+    said = [corrections.spoken(OURS, one, CARD) for one in received]
+    return corrections.merge(OURS, said, CARD, shape=SHAPE)
+
+
+def test_of_several_corrections_the_latest_counts_for_each_label():
+    first = block(slice(1, 3), 1, slice(1, 4))
+    second = block(slice(1, 2), 1, slice(1, 4))
+    back = block(slice(3, 4), 4, slice(0, 4))
+
+    merged = merge_of(
+        decoded({ANTERIOR: first, POSTERIOR: OURS[POSTERIOR]}),
+        decoded({POSTERIOR: back}),
+        decoded({ANTERIOR: second}),
+    )
+
+    np.testing.assert_array_equal(merged.labels == 1, second)
+    np.testing.assert_array_equal(merged.labels == 2, back)
+    assert merged.labels_known == (ANTERIOR, POSTERIOR)
+    # ours on 1..3, the last on 1: edited 1, 2 and 3, seen on 0 and 4
+    np.testing.assert_array_equal(merged.weights[0], [1, 1, 1, 1, 1, 0])
+    assert merged.standing == (frozenset(), frozenset({POSTERIOR}), frozenset({ANTERIOR}))
+
+
+def test_a_later_correction_goes_before_an_earlier_one_where_their_labels_meet():
+    earlier = block(slice(1, 3), 1, slice(0, 3))
+    later = block(slice(1, 3), 1, slice(2, 5))
+
+    merged = merge_of(decoded({ANTERIOR: earlier}), decoded({POSTERIOR: later}))
+
+    np.testing.assert_array_equal(merged.labels == 2, later)
+    np.testing.assert_array_equal(merged.labels == 1, earlier & ~later)
 
 
 @pytest.mark.parametrize(
@@ -270,10 +305,65 @@ def test_the_author_is_the_operator_then_the_creator_then_the_sender(operators, 
     ds = Dataset()
     ds.OperatorsName, ds.ContentCreatorName = operators, creator
 
-    assert corrections.author(reread_header(ds), "WORKSTATION") == expected
+    assert recognition.author(reread_header(ds), "WORKSTATION") == expected
 
 
 def reread_header(ds):
     full = plain_series((2, 3, 3))[0]
     full.update(ds)
     return reread(full)
+
+
+def test_another_products_result_is_foreign_though_a_viewers_library_wrote_it(sources, known):
+    edited = OURS[ANTERIOR].copy()
+    edited[1, 1, 1] = False
+    ds = from_viewer(sources, {ANTERIOR: edited}, manufacturer="QIICR")
+    for segment in ds.SegmentSequence:
+        segment.SegmentAlgorithmType, segment.SegmentAlgorithmName = "AUTOMATIC", "TotalSegmentator"
+
+    assert recognise(ds, sources, known).kind is Recognition.FOREIGN
+
+
+@pytest.mark.parametrize("name", ["MITK Segmentation", "OHIF Brush"])
+def test_a_viewers_own_tool_is_no_other_product_whatever_type_it_claims(sources, known, name):
+    edited = OURS[ANTERIOR].copy()
+    edited[1, 1, 1] = False
+    ds = from_viewer(sources, {ANTERIOR: edited}, manufacturer="QIICR")
+    for segment in ds.SegmentSequence:
+        segment.SegmentAlgorithmType, segment.SegmentAlgorithmName = "AUTOMATIC", name
+
+    assert recognise(ds, sources, known).kind is Recognition.PROBABLE_CORRECTION
+
+
+def test_our_device_with_voxels_that_we_never_sent_waits_for_a_person(sources, sent, known):
+    ds = reread(sent)
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    ds.SeriesInstanceUID = "1.2.3.5"
+    other = Known(
+        sent=[replace(known.sent[0], voxels_sha256="0" * 64)], prediction=OURS, model_name="hippocampus"
+    )
+
+    found = recognise(ds, sources, other)
+
+    assert found.kind is Recognition.CORRECTION  # by its tracking UIDs, which every node derives alike
+    assert "another node's result" in found.doubts[0]
+
+
+def test_a_certain_correction_that_shares_nothing_with_ours_waits_for_a_person(sources, known):
+    ds = from_viewer(sources, {ANTERIOR: block(5, 0, 5)})
+    ds.SeriesInstanceUID = known.sent[0].series_instance_uid
+
+    found = recognise(ds, sources, known)
+
+    assert found.kind is Recognition.CORRECTION
+    assert "no label of it overlaps our result" in found.doubts[0]
+
+
+def test_a_drawing_of_a_stranger_waits_for_a_person_and_one_of_a_trusted_reader_does_not(sources, known):
+    drawn = from_viewer(sources, {ANTERIOR: block(0, 0, 0)})
+
+    stranger = recognise(drawn, sources, known)
+    trusted = recognise(drawn, sources, replace(known, is_trusted_sender=True))
+
+    assert stranger.kind is trusted.kind is Recognition.NEW_ANNOTATION
+    assert (len(stranger.doubts), trusted.doubts) == (1, ())

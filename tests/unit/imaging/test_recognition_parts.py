@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dicomnode.domain import Recognition
-from dicomnode.imaging import corrections
-from dicomnode.imaging.corrections import Known, SentObject
+from dicomnode.imaging import corrections, recognition
 from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import tracking_uid, voxels_sha256
+from dicomnode.imaging.recognition import Known, SentObject
 from tests.imaging_builders import item, make_card
 
 LABELS = ("Liver", "Spleen", "Left lung", "Right lung")
@@ -71,7 +71,7 @@ def part_of_ours(labels):
 
 @pytest.mark.parametrize(("sent", "labels"), [(FIRST, ABDOMEN), (SECOND, LUNGS), (WHOLE, LABELS)])
 def test_a_part_that_comes_back_unchanged_is_a_loop_back(sent, labels):
-    found = corrections.recognise(
+    found = recognition.recognise(
         received(sent.sop_instance_uid), decoded=decoded(part_of_ours(labels)), known=KNOWN
     )
 
@@ -81,7 +81,7 @@ def test_a_part_that_comes_back_unchanged_is_a_loop_back(sent, labels):
 def test_a_part_under_another_uid_from_our_device_is_a_loop_back():
     ds = received("1.77", manufacturer="dicomnode-federated", model="dicomnode", serial="dicomnode-seg-1")
 
-    found = corrections.recognise(ds, decoded=decoded(part_of_ours(LUNGS)), known=KNOWN)
+    found = recognition.recognise(ds, decoded=decoded(part_of_ours(LUNGS)), known=KNOWN)
 
     assert (found.kind, found.corrects) == (Recognition.LOOP_BACK, SECOND)
 
@@ -89,7 +89,7 @@ def test_a_part_under_another_uid_from_our_device_is_a_loop_back():
 def test_a_part_saved_by_a_viewer_without_an_edit_is_accepted_unchanged_and_deletes_nothing():
     theirs = decoded(part_of_ours(ABDOMEN))
 
-    found = corrections.recognise(received(), decoded=theirs, known=KNOWN)
+    found = recognition.recognise(received(), decoded=theirs, known=KNOWN)
 
     assert (found.kind, found.corrects) == (Recognition.ACCEPTED_UNCHANGED, FIRST)
     assert [(one.label, one.dice) for one in corrections.compare(OURS, theirs, CARD)] == [
@@ -99,7 +99,7 @@ def test_a_part_saved_by_a_viewer_without_an_edit_is_accepted_unchanged_and_dele
 
 
 def test_half_of_a_part_is_not_the_part():
-    found = corrections.recognise(received("1.2"), decoded=decoded(part_of_ours(["Liver"])), known=KNOWN)
+    found = recognition.recognise(received("1.2"), decoded=decoded(part_of_ours(["Liver"])), known=KNOWN)
 
     assert (found.kind, found.corrects) == (Recognition.CORRECTION, FIRST)
 
@@ -108,7 +108,7 @@ def test_tracking_uids_tell_the_part_that_was_corrected():
     theirs = part_of_ours(ABDOMEN)
     theirs["Liver"][0] = False
 
-    found = corrections.recognise(
+    found = recognition.recognise(
         received(tracking=map(tracking, ABDOMEN)), decoded=decoded(theirs), known=KNOWN
     )
 
@@ -119,7 +119,7 @@ def test_a_similar_object_corrects_the_part_whose_labels_it_has():
     theirs = part_of_ours(LUNGS)
     theirs["Left lung"][2] = False
 
-    found = corrections.recognise(received(), decoded=decoded(theirs), known=KNOWN)
+    found = recognition.recognise(received(), decoded=decoded(theirs), known=KNOWN)
 
     assert (found.kind, found.corrects) == (Recognition.PROBABLE_CORRECTION, SECOND)
 
@@ -128,7 +128,7 @@ def test_a_similar_object_with_labels_of_two_parts_corrects_the_whole():
     theirs = part_of_ours(["Spleen", "Left lung"])
     theirs["Left lung"][2] = False
 
-    found = corrections.recognise(received(), decoded=decoded(theirs), known=KNOWN)
+    found = recognition.recognise(received(), decoded=decoded(theirs), known=KNOWN)
 
     assert (found.kind, found.corrects) == (Recognition.PROBABLE_CORRECTION, WHOLE)
 
@@ -137,7 +137,7 @@ def test_an_object_of_ours_without_voxels_is_never_a_loop_back():
     known = Known(sent=[REPORT], prediction=OURS, model_name="organs")
     lesion = {"Lesion": OURS["Liver"]}  # what cannot be digested either
 
-    found = corrections.recognise(
+    found = recognition.recognise(
         received("1.4"), decoded=decoded(part_of_ours(["Spleen"]), unmapped=lesion), known=known
     )
 
@@ -156,23 +156,15 @@ def test_an_object_of_ours_without_voxels_is_never_a_loop_back():
 def test_absence_empties_labels_of_the_part_that_was_corrected_and_no_others(corrects, emptied):
     correction = decoded(part_of_ours(["Liver"]))
 
-    spoken = corrections.with_absent_emptied(correction, CARD, corrects=corrects)
+    spoken = corrections.with_absent_emptied(correction, CARD, corrects=corrects.labels if corrects else None)
 
     scores = corrections.compare(OURS, spoken, CARD)
     assert [(one.label, one.correction_voxels) for one in scores] == [("Liver", 15)] + [
         (label, 0) for label in emptied
     ]
-    weights = corrections.reviewed_weights(OURS, spoken, CARD)
-    assert [label for label, row in zip(LABELS, weights, strict=True) if row.any()] == ["Liver", *emptied]
-    trained = corrections.correction_labels(OURS, spoken, CARD)
+    merged = corrections.merge(OURS, [corrections.spoken(OURS, spoken, CARD)], CARD, shape=SHAPE)
+    assert merged.labels_known == ("Liver", *emptied)
+    trained = merged.labels
     kept = [label for label in LABELS[1:] if label not in emptied]
     for number, label in enumerate(LABELS, 1):
         assert np.count_nonzero(trained == number) == (15 if label == "Liver" or label in kept else 0)
-
-
-def test_a_part_in_reverse_order_is_suspected_though_the_rest_of_ours_is_not_in_it():
-    mirrored = {"Liver": OURS["Liver"][::-1]}
-
-    assert corrections.is_suspect_flip(OURS, mirrored)
-    assert not corrections.is_suspect_flip(OURS, part_of_ours(["Liver"]))
-    assert not corrections.is_suspect_flip(OURS, {"Kidney": OURS["Liver"][::-1]})

@@ -7,7 +7,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import seg_read
-from dicomnode.imaging.seg_pixels import LOSSY
+from dicomnode.imaging.seg_content import LOSSY
 from dicomnode.imaging.stacks import only_stack
 from tests.imaging_builders import (
     LABEL_MAP,
@@ -34,8 +34,11 @@ def decode(ds, sources):
     return seg_read.decode(ds, stack=only_stack(sources), card=CARD)
 
 
-@pytest.mark.parametrize(("by_reference", "by_position"), [(True, False), (False, True), (True, True)])
-def test_a_frame_is_found_by_reference_or_by_position(by_reference, by_position):
+@pytest.mark.parametrize(
+    ("by_reference", "by_position", "flags"),
+    [(True, False, ("no_positions",)), (False, True, ("no_references",)), (True, True, ())],
+)
+def test_a_frame_is_found_by_reference_or_by_position(by_reference, by_position, flags):
     sources = plain_series()
     ds = foreign_seg(sources, [(1, 2, mask((1, 2)))], by_reference=by_reference, by_position=by_position)
 
@@ -43,7 +46,8 @@ def test_a_frame_is_found_by_reference_or_by_position(by_reference, by_position)
 
     assert np.argwhere(decoded.masks[ANTERIOR]).tolist() == [[2, 1, 2]]
     assert decoded.empty_labels == (POSTERIOR,)
-    assert decoded.flags == ()
+    assert decoded.flags == flags
+    assert decoded.doubts == ()
 
 
 def test_a_frame_without_reference_and_position_is_refused():
@@ -55,11 +59,11 @@ def test_a_frame_without_reference_and_position_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("manufacturer", "preserved", "slice_index"),
-    [("Unspecified", "NO", 2), ("QIICR", "YES", 2), ("QIICR", "NO", 0)],
+    ("manufacturer", "preserved", "slice_index", "is_known_defect"),
+    [("Unspecified", "NO", 2, True), ("QIICR", "YES", 2, False), ("QIICR", "NO", 0, False)],
 )
-def test_a_conflict_of_reference_and_position_is_settled_by_rule_and_flagged(
-    manufacturer, preserved, slice_index
+def test_a_conflict_of_reference_and_position_is_settled_by_rule_and_held_unless_the_writer_is_known_for_it(
+    manufacturer, preserved, slice_index, is_known_defect
 ):
     sources = plain_series()
     ds = foreign_seg(sources, [(1, 2, mask((1, 2)))], manufacturer=manufacturer, preserved=preserved)
@@ -68,7 +72,8 @@ def test_a_conflict_of_reference_and_position_is_settled_by_rule_and_flagged(
 
     decoded = decode(ds, sources)
 
-    assert decoded.flags == ("position_conflict",)
+    assert set(decoded.flags) - {"conflict_unsettled"} == {"position_conflict"}
+    assert bool(decoded.doubts) is not is_known_defect
     assert np.argwhere(decoded.masks[ANTERIOR]).tolist() == [[slice_index, 1, 2]]
 
 
@@ -129,7 +134,8 @@ def test_orphaned_segment_numbers_are_matched_by_rank_and_flagged():
     decoded = decode(ds, sources)
 
     assert decoded.masks[POSTERIOR][1, 1, 1]
-    assert decoded.flags == ("segment_numbers_remapped",)
+    assert decoded.flags == ("segment_numbers_by_rank",)
+    assert "ascending order" in decoded.doubts[0]
 
 
 def test_orphaned_segment_numbers_that_cannot_be_matched_are_refused():
@@ -160,7 +166,7 @@ def test_frames_that_lie_flipped_in_their_plane_are_turned(orientation, position
     decoded = decode(ds, sources)
 
     np.testing.assert_array_equal(decoded.masks[ANTERIOR][0], wanted)
-    assert decoded.flags == ("in_plane_flip",)
+    assert decoded.flags == ("in_plane_flip", "no_references")
 
 
 def test_transposed_frames_of_a_series_that_is_not_square_are_turned():
@@ -186,7 +192,7 @@ def test_transposed_frames_of_a_series_that_is_not_square_are_turned():
         ("NumberOfFrames", 2**31 - 1, "at most"),
         ("BitsAllocated", 32, "32 bits"),
         ("PixelData", b"\x00" * 40, "40 bytes of pixel data"),
-        ("PixelData", b"\xfe\xff\x00\xe0" + b"\x00" * 40, "compressed pixels under an uncompressed"),
+        ("PixelData", b"\xfe\xff\x00\xe0" + b"\x00" * 40, "stand where an item was expected"),
         ("SegmentSequence", [], "lists no segments"),
         ("ReferencedSeriesSequence", [item(SeriesInstanceUID="1.2.9")], "made on series 1.2.9"),
     ],
@@ -197,15 +203,6 @@ def test_what_cannot_be_read_without_guessing_is_refused_with_the_reason(keyword
     setattr(ds, keyword, value)
 
     with pytest.raises(CorrectionError, match=reason):
-        decode(ds, sources)
-
-
-def test_one_bit_run_length_encoding_is_refused_with_the_reason():
-    sources = plain_series()
-    ds = foreign_seg(sources, [(1, 0, mask((0, 0)))])
-    ds.file_meta.TransferSyntaxUID = RLELossless
-
-    with pytest.raises(CorrectionError, match="1-bit pixels in RLE Lossless are not read"):
         decode(ds, sources)
 
 

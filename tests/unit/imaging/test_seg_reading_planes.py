@@ -55,7 +55,7 @@ def test_a_frame_of_a_multi_frame_source_is_found_by_its_number_or_by_position(
     decoded = seg_read.decode(ds, stack=stack, card=CARD)
 
     assert places(decoded) == [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 0, 3]]
-    assert decoded.flags == ()
+    assert decoded.doubts == ()
 
 
 def test_a_reference_to_a_whole_multi_frame_image_names_no_plane():
@@ -90,7 +90,7 @@ def test_a_frame_number_on_a_single_frame_source_is_not_looked_at():
     decoded = seg_read.decode(ds, stack=stack, card=CARD)
 
     assert places(decoded) == [[0, 0, 0], [1, 0, 1], [2, 0, 2]]
-    assert decoded.flags == ()
+    assert decoded.flags == ("no_positions",)
 
 
 def test_a_frame_number_that_the_source_does_not_have_leaves_the_position_to_decide():
@@ -104,12 +104,24 @@ def test_a_frame_number_that_the_source_does_not_have_leaves_the_position_to_dec
 def test_a_reference_to_several_frames_leaves_the_position_to_decide_and_is_flagged():
     stack = only_stack([frames_at([0, 4, 8])])
     ds = foreign_seg(stack, [(1, 2, one_pixel(1, 1))])
-    reference_of(ds).ReferencedFrameNumber = [1, 2]
+    reference_of(ds).ReferencedFrameNumber = [2, 3]
 
     decoded = seg_read.decode(ds, stack=stack, card=CARD)
 
     assert places(decoded) == [[2, 1, 1]]
     assert decoded.flags == ("reference_conflict",)
+    assert decoded.doubts == ()
+
+
+def test_a_position_beside_all_frames_that_are_referred_to_is_held():
+    stack = only_stack([frames_at([0, 4, 8])])
+    ds = foreign_seg(stack, [(1, 2, one_pixel(1, 1))])
+    reference_of(ds).ReferencedFrameNumber = [1, 2]
+
+    decoded = seg_read.decode(ds, stack=stack, card=CARD)
+
+    assert places(decoded) == [[2, 1, 1]]
+    assert decoded.doubts
 
 
 def test_mirrored_positions_of_dcmjs_on_a_multi_frame_source_are_settled_by_the_frame_number():
@@ -136,7 +148,7 @@ def test_masks_lie_on_the_planes_of_a_tilted_stack_and_not_on_its_grid():
         decoded = seg_read.decode(ds, stack=stack, card=CARD)
         assert decoded.shape == stack.shape == (6, 5, 6)
         assert places(decoded) == [[k, k % 5, k] for k in range(6)]
-        assert decoded.flags == ()
+        assert decoded.doubts == ()
 
 
 def test_a_frame_of_a_tilted_stack_must_lie_where_its_own_plane_lies():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
-from dicomnode.domain import JobKind, JobState, Recognition, Split
+from dicomnode.domain import CorrectionState, JobKind, JobState, Recognition, Split
 from dicomnode.errors import CorrectionError, LeaseLostError, UnreadableInstanceError, UnsupportedSeriesError
 from dicomnode.imaging.series import to_volume
 from dicomnode.ml import inference
@@ -298,7 +298,8 @@ def test_an_annotation_that_resembles_nothing_is_kept_only_from_a_trusted_sender
     trusted = trusting.correct(viewer_seg(series, drawn_anew()), sender="CHIEF")
 
     assert stranger.recognition is trusted.recognition is Recognition.NEW_ANNOTATION
-    assert stranger.case_id is None
+    assert (stranger.state, stranger.case_id) == (CorrectionState.HELD, None)
+    assert (trusted.state, trusted.doubts) == (CorrectionState.KEPT, ())
     assert trusted.case_id is not None
 
 
@@ -315,10 +316,33 @@ def test_a_correction_after_an_empty_result_counts_every_drawn_slice_as_edited(s
     assert record.result_sop_uid is None
 
 
-def test_a_correction_whose_images_are_not_here_says_what_to_send(scene):
+def test_a_correction_whose_images_are_not_here_is_parked_until_they_come(scene):
+    series = mr_series(patient_id="SECRET-7")
+    classes = inference.predict(scene.tools.current_model(MODEL), to_volume(series).image).array
+    seg = viewer_seg(series, edited({FRONT: classes == 1, BACK: classes == 2}))
+    scene.receive([seg], sender="VIEWER")
+
+    job = scene.claim(JobKind.INGEST_CORRECTION)
+    ingest_correction(job, scene.tools)
+
+    row = scene.tools.store.jobs.get(job.id)
+    assert (row.state, row.attempts) == (JobState.READY, 0)
+    assert "parked for up to 7 days" in row.reason
+    assert series[0].SeriesInstanceUID in row.reason
+    assert "SECRET" not in row.reason
+
+    scene.segment(series)
+    scene.later()
+    ingest_correction(scene.claim(JobKind.INGEST_CORRECTION), scene.tools)
+    (record,) = scene.tools.store.corrections.list()
+    assert record.recognition is Recognition.PROBABLE_CORRECTION
+
+
+def test_a_correction_whose_images_never_come_says_what_to_send(scene):
     series = mr_series(patient_id="SECRET-7")
     seg: Dataset = viewer_seg(series, drawn_anew())
     scene.receive([seg], sender="VIEWER")
+    scene.later(7.1 * 86400)
 
     with pytest.raises(CorrectionError, match="send the images, then the SEG again") as caught:
         ingest_correction(scene.claim(JobKind.INGEST_CORRECTION), scene.tools)

@@ -275,7 +275,7 @@ def test_a_series_without_images_is_kept_and_says_why_it_is_not_segmented(store:
         ("1.2.840.10008.5.1.4.1.1.7", Role.OTHER),  # secondary capture
         ("1.2.840.10008.5.1.4.1.1.88.59", Role.OTHER),  # key object selection
         ("1.2.840.10008.5.1.4.1.1.11.1", Role.OTHER),  # presentation state
-        ("1.2.840.10008.5.1.4.1.1.481.3", Role.OTHER),  # RT structure set
+        ("1.2.840.10008.5.1.4.1.1.481.3", Role.SEGMENTATION),  # RT structure set
         ("1.2.840.10008.5.1.4.1.1.104.1", Role.OTHER),  # encapsulated PDF
         ("1.2.840.113619.4.26", Role.OTHER),  # private
     ],

@@ -1,0 +1,71 @@
+"""The masks of one received object while its frames are painted, one per segment number."""
+
+import math
+
+import numpy as np
+
+from dicomnode.errors import CorrectionError
+from dicomnode.imaging.identity import BoolArray
+
+MAXIMUM_MASK_VOXELS = 2**33
+"""Segments x voxels that are taken into memory for one object, in bytes."""
+
+
+class Canvas:
+    """Masks (plane, row, column) by segment number; only segments with voxels take memory.
+
+    Attributes
+    ----------
+    painted
+        Segment number -> mask.
+    planes
+        Segment number -> indices of the planes that were painted on.
+    cut
+        Numbers of segments that lost voxels, because there is no plane or no pixel for them.
+    left_out
+        Numbers of segments whose masks are not to be used.
+    is_repeated
+        A segment was painted twice on one plane.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], *, name: str, reserve: int = 0) -> None:
+        self.shape = shape
+        self.painted: dict[int, BoolArray] = {}
+        self.planes: dict[int, set[int]] = {}
+        self.cut: set[int] = set()
+        self.left_out: set[int] = set()
+        self.is_repeated = False
+        self._name = name
+        self._each = math.prod(shape) + reserve
+
+    def add(self, number: int, plane_index: int, mask: BoolArray) -> None:
+        """Paint the voxels of a segment on one plane.
+
+        Raises
+        ------
+        CorrectionError
+            The masks would take too much memory.
+        """
+        rows = np.flatnonzero(mask.any(axis=1))
+        if not rows.size:
+            return
+        planes = self.planes.setdefault(number, set())
+        self.is_repeated = self.is_repeated or plane_index in planes
+        planes.add(plane_index)
+        # Rows without a voxel are left untouched: memory that is never written to costs nothing.
+        used = np.s_[rows[0] : rows[-1] + 1]
+        self._mask(number)[plane_index, used] |= mask[used]
+
+    def count(self, number: int) -> int:
+        """Count the voxels of a segment."""
+        mask = self.painted.get(number)
+        return 0 if mask is None else sum(int(np.count_nonzero(mask[k])) for k in self.planes[number])
+
+    def _mask(self, number: int) -> BoolArray:
+        if number not in self.painted:
+            if (len(self.painted) + 1) * self._each > MAXIMUM_MASK_VOXELS:
+                raise CorrectionError(
+                    f"{self._name}: more than {len(self.painted)} segments on {self.shape} voxels"
+                )
+            self.painted[number] = np.zeros(self.shape, np.bool_)
+        return self.painted[number]

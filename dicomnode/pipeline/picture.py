@@ -1,0 +1,49 @@
+"""Pictures of corrections: kept for those in quarantine, made on demand for the others."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from dicomnode import durable
+from dicomnode.imaging import corrections, difference
+from dicomnode.pipeline.reading import Judged, Reading
+from dicomnode.pipeline.tools import Tools
+
+
+def draw(reading: Reading, judged: Judged) -> Image.Image:
+    """Draw our prediction, what came back and what differs."""
+    scores = corrections.compare(judged.prediction, judged.decoded, reading.card)
+    return difference.correction_picture(
+        reading.series.planes,
+        reading.stack,
+        prediction=judged.prediction,
+        correction=judged.decoded.masks,
+        unmapped=judged.decoded.unmapped,
+        card=reading.card,
+        texts=(
+            f"{judged.found.kind.replace('_', ' ')}: {judged.found.reasons[0]}",
+            [difference.score_line(score) for score in scores],
+            [f"{doubt[:1].upper()}{doubt[1:]}" for doubt in judged.doubts],
+        ),
+    )
+
+
+def keep(reading: Reading, judged: Judged, *, instance_id: int, tools: Tools) -> Path:
+    """Draw a correction in quarantine, for the person who decides; gives the file.
+
+    It shows the patient's anatomy, so it stays in the site's data folder and may be read by its user only.
+    """
+    path = path_of(instance_id, tools.pictures)
+    buffer = io.BytesIO()
+    draw(reading, judged).save(buffer, "PNG")
+    with durable.translated(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.write(path, (buffer.getvalue(),), mode=durable.PRIVATE)
+        durable.sync_folder(path.parent)
+    return path
+
+
+def path_of(instance_id: int, pictures: Path) -> Path:
+    """Where the picture of a received file is kept."""
+    return pictures / f"correction-{instance_id}.png"
