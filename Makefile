@@ -48,6 +48,10 @@ docs: $(STAMP)  ## write the generated parts of docs/ anew
 docs-series: $(STAMP)  ## write the table of real series in docs/series.md anew (DICOMNODE_DATA=FOLDER)
 	$(BIN)/python docs/series.py
 
+.PHONY: docs-writers
+docs-writers: $(STAMP)  ## write the table of other programs' corrections in docs/writers.md anew
+	$(BIN)/python docs/writers.py
+
 .PHONY: clean
 clean:  ## remove .venv, caches and the output of the demo
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist output *.egg-info

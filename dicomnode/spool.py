@@ -43,7 +43,11 @@ IMPLEMENTATION_VERSION_NAME = "DICOMNODE"
 HEADER_LIMIT_BYTES = 16 * 1024 * 1024
 INFLATED_HEADER_LIMIT_BYTES = 1024 * 1024
 DEFERRED_VALUE_BYTES = 64 * 1024
+INFLATED_LIMIT_BYTES = 2 * 1024**3
+"""Of a deflated data set, which is taken into memory as a whole when it is read."""
 
+_FILE_META_BYTES = 4096  # in which the transfer syntax stands
+_PIECE_BYTES = 1024 * 1024
 _IMPLICIT_VR = "1.2.840.10008.1.2"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
@@ -357,17 +361,44 @@ def series_of(encoded: bytes, transfer_syntax_uid: str) -> SeriesInstanceUid:
     return _identify(encoded, transfer_syntax_uid).series_instance_uid
 
 
-def read_part_10(path: Path) -> Dataset:
+def read_part_10(path: Path, *, inflated_limit_bytes: int = INFLATED_LIMIT_BYTES) -> Dataset:
     """Read the header of a DICOM file; values above 64 KiB are fetched from the file when first used.
 
     One file after the other: parsing is Python's work, which threads only slow down, and of a native image
     the pixels are not touched. What pydicom raises is passed on.
+
+    Raises
+    ------
+    ValueError
+        A deflated data set that holds more than `inflated_limit_bytes`.
     """
-    ds = dcmread(path, defer_size=DEFERRED_VALUE_BYTES)
-    if ds.file_meta.get("TransferSyntaxUID") in _DEFLATED:
+    if _may_be_deflated(path):
+        _check_inflated(path, inflated_limit_bytes)
         # A deferred value is found again by its offset in the file, which deflated files do not have.
         return dcmread(path)
-    return ds
+    return dcmread(path, defer_size=DEFERRED_VALUE_BYTES)
+
+
+def _may_be_deflated(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_FILE_META_BYTES)
+    return any(uid.encode() in head for uid in _DEFLATED)
+
+
+def _check_inflated(path: Path, limit_bytes: int) -> None:
+    """Inflate a data set piece by piece, keeping nothing, to learn whether it fits into memory."""
+    with path.open("rb") as file:
+        head = file.read(144)
+        if head[132:140] != b"\2\0\0\0UL\4\0":  # (0002,0000), PS3.10 table 7.1-1
+            raise ValueError("a deflated file without File Meta Information Group Length is not read")
+        file.seek(144 + int.from_bytes(head[140:144], "little"))
+        stream, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while piece := stream.unconsumed_tail or file.read(_PIECE_BYTES):
+            size += len(stream.decompress(piece, _PIECE_BYTES))
+            if size > limit_bytes:
+                raise ValueError(f"the deflated data set holds more than {limit_bytes} bytes")
+            if stream.eof:
+                return
 
 
 def _identify(encoded: bytes, transfer_syntax_uid: str) -> _Identity:

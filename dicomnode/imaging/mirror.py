@@ -230,9 +230,16 @@ def _common(prediction: Masks, masks: Masks) -> tuple[list[BoolArray], list[Bool
 
 
 def _fit(ours: Sequence[BoolArray], theirs: Sequence[BoolArray]) -> Fit:
-    one: BoolArray = np.logical_or.reduce(ours)
-    other: BoolArray = np.logical_or.reduce(theirs)
+    one, other = _union(ours), _union(theirs)
     return Fit(as_read=_dice(one, other), mirrored=_dice(one, other[::-1]))
+
+
+def _union(masks: Sequence[BoolArray]) -> BoolArray:
+    """Put masks together one after the other: stacked, they would take their number times the memory."""
+    union = masks[0].copy()
+    for mask in masks[1:]:
+        union |= mask
+    return union
 
 
 def _dice(one: BoolArray, other: BoolArray) -> float:
@@ -276,7 +283,7 @@ def _vote_of_ratio(as_read: float, mirrored: float, clear: float) -> int:
 
 
 def _inside(masks: Sequence[BoolArray], body: BoolArray) -> float:
-    return float(body[np.logical_or.reduce(masks)].mean())
+    return float(body[_union(masks)].mean())
 
 
 def _spread(masks: Sequence[BoolArray], image: FloatImage) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pydicom import Dataset
 
 from dicomnode.domain import STRUCTURE_SET_SOP_CLASS, ModelCard
-from dicomnode.imaging import attributes, rtstruct_read, seg_read, seg_stack
+from dicomnode.imaging import attributes, rtstruct_read, rtstruct_rois, seg_labels, seg_read, seg_stack
 from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.stacks import Stack
 
@@ -45,6 +45,22 @@ def stack_of(ds: Dataset, stacks: Sequence[Stack]) -> Stack:
         It fits none, or several alike.
     """
     return rtstruct_read.stack_of(ds, stacks) if is_structure_set(ds) else seg_stack.stack_of(ds, stacks)
+
+
+def labels_listed(ds: Dataset, card: ModelCard, *, aliases: Mapping[str, str]) -> frozenset[str]:
+    """Labels of a model that an object lists, with or without voxels; its images are not needed.
+
+    Raises
+    ------
+    CorrectionError
+        It lists nothing, or its list contradicts itself.
+    """
+    series_uid = referenced_series(ds) or ""
+    if is_structure_set(ds):
+        rois = rtstruct_rois.listed_rois(ds, card, series_uid=series_uid, aliases=aliases)
+        return frozenset(roi.label for roi in rois if roi.label is not None)
+    listed = seg_labels.listed_segments(ds, card, series_uid, aliases=aliases)
+    return frozenset(one.label for one in listed.values() if one.label is not None and not one.is_background)
 
 
 def decode(ds: Dataset, *, stack: Stack, card: ModelCard, aliases: Mapping[str, str]) -> Decoded:

@@ -84,6 +84,11 @@ DEFECTS: Mapping[str, Remark] = {
         reason="readers who draw on every other slice mean those between, too",
         doubt="no two neighbouring slices have contours; slices were probably skipped",
     ),
+    "unlisted_roi": Remark(
+        factor=1.0,
+        reason="they may be those of a structure that has none",
+        doubt="it has contours of a structure that it does not list",
+    ),
     "no_voxels": Remark(
         factor=0.0, reason="nothing is said of the label", doubt="none of its contours holds a voxel"
     ),

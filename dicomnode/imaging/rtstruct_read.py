@@ -30,7 +30,7 @@ __all__ = ["decode", "referenced_instances", "referenced_series", "stack_of"]
 OTHER_SLICES = 0.5
 """If more than this part of the contours lies on no plane, the drawing was made on other slices."""
 
-_OF_OBJECT = frozenset({"codes_ambiguous", "nothing_drawn"})
+_OF_OBJECT = frozenset({"codes_ambiguous", "nothing_drawn", "unlisted_roi"})
 _NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 

@@ -57,6 +57,11 @@ REMARKS: Mapping[str, Remark] = {
         reason="frames have segment numbers that are not listed; only their order speaks for the labels",
         doubt="its frames belong to segments that it does not list; labels were given in ascending order",
     ),
+    "segment_numbers_contradicted": Remark(
+        factor=0.7,
+        reason="frames of one segment have several dimension indices for it, or those of several have one",
+        doubt="segment numbers and dimension indices of its frames contradict each other",
+    ),
     "unlisted_segment": Remark(
         factor=0.9,
         reason="a label map has values that no segment lists; they may belong to a label",
@@ -100,6 +105,7 @@ REMARKS: Mapping[str, Remark] = {
     # pixels
     "fractional": Remark(factor=1.0, reason="values 0 and maximum are a mask"),
     "fractional_thresholded": Remark(factor=0.8, reason="the border is where the value is half the maximum"),
+    "fractions_of_one": Remark(factor=0.95, reason="this writer is known to put 1 for the maximum"),
     "fractions_below_half": Remark(
         factor=1.0, reason="no voxel is taken", doubt="all its fractions are below half of their maximum"
     ),

@@ -72,6 +72,23 @@ def listed_segments(
     """
     items = _numbered_items(ds)
     background = {number for number, item in items.items() if _is_background(ds, number, item)}
+    claims = _claims(ds, items, card, series_uid)
+    others = [one for number, one in claims.items() if number not in background]
+    folded = {name.strip().casefold(): label for name, label in aliases.items()}
+    return {
+        number: _listed(
+            one,
+            others,
+            is_background=number in background,
+            alias=card.segment_labelled(folded.get(_folded(one), "")),
+        )
+        for number, one in claims.items()
+    }
+
+
+def _claims(
+    ds: Dataset, items: Mapping[int, Dataset], card: ModelCard, series_uid: str
+) -> dict[int, _Claims]:
     own = {tracking_uid(series_uid, segment.label): segment.label for segment in card.segments}
     reads_codes = attributes.text(ds, "Manufacturer") not in CODELESS_MANUFACTURERS
     claims = {}
@@ -84,17 +101,7 @@ def listed_segments(
             named=named.label if named else None,
             coded=_label_coded(item, card) if reads_codes else None,
         )
-    others = [one for number, one in claims.items() if number not in background]
-    folded = {name.strip().casefold(): label for name, label in aliases.items()}
-    return {
-        number: _listed(
-            one,
-            others,
-            is_background=number in background,
-            alias=card.segment_labelled(folded.get(_folded(one), "")),
-        )
-        for number, one in claims.items()
-    }
+    return claims
 
 
 def _numbered_items(ds: Dataset) -> dict[int, Dataset]:
@@ -167,8 +174,23 @@ def segment_numbers(ds: Dataset, listed: Sequence[int]) -> tuple[tuple[int, ...]
     if len(numbers) != len(frames):
         raise CorrectionError(f"{segmentation_name(ds)}: a frame names no segment")
     if set(numbers) <= set(listed):
-        return _confirmed(ds, numbers, sorted(listed)) if is_dcmjs(ds) else (numbers, frozenset())
+        if is_dcmjs(ds):
+            return _confirmed(ds, numbers, sorted(listed))
+        return numbers, _contradiction(ds, numbers)
     return _remapped(ds, numbers, listed)
+
+
+def _contradiction(ds: Dataset, numbers: Sequence[int]) -> frozenset[str]:
+    """Flag dimension indices that count other segments than the frames name."""
+    ranks = _dimension_ranks(ds)
+    if not ranks or _is_one_to_one(numbers, ranks):
+        return frozenset()
+    return frozenset({"segment_numbers_contradicted"})
+
+
+def _is_one_to_one(numbers: Sequence[int], ranks: Sequence[int]) -> bool:
+    pairs = set(zip(numbers, ranks, strict=True))
+    return len(pairs) == len({number for number, _ in pairs}) == len({rank for _, rank in pairs})
 
 
 def _confirmed(
@@ -176,7 +198,7 @@ def _confirmed(
 ) -> tuple[tuple[int, ...], frozenset[str]]:
     ranks = _dimension_ranks(ds)
     if len(ranks) != len(numbers) or set(ranks) != set(range(1, len(order) + 1)):
-        return numbers, frozenset()  # segments without frames: what the ranks count is not told
+        return numbers, _contradiction(ds, numbers)  # segments without frames: what ranks count is not told
     counted = tuple(order[rank - 1] for rank in ranks)
     return counted, frozenset() if counted == numbers else frozenset({"segment_numbers_remapped"})
 
@@ -186,9 +208,8 @@ def _remapped(
 ) -> tuple[tuple[int, ...], frozenset[str]]:
     order = sorted(listed)
     ranks = _dimension_ranks(ds)
-    pairs = set(zip(numbers, ranks, strict=True)) if len(ranks) == len(numbers) else set()
-    is_one_to_one = len(pairs) == len({n for n, _ in pairs}) == len({r for _, r in pairs})
-    if pairs and is_one_to_one and all(1 <= rank <= len(order) for rank in ranks):
+    is_one_to_one = bool(ranks) and _is_one_to_one(numbers, ranks)
+    if is_one_to_one and all(1 <= rank <= len(order) for rank in ranks):
         return tuple(order[rank - 1] for rank in ranks), frozenset({"segment_numbers_remapped"})
     used = sorted(set(numbers))
     if len(used) != len(order):

@@ -16,11 +16,11 @@ from dicomnode.imaging.encapsulation import joined
 from dicomnode.imaging.seg_codes import Shape, decode_code, from_bytes, two_valued
 from dicomnode.imaging.seg_content import Content, native_sizes, read_content
 from dicomnode.imaging.seg_frames import is_dcmjs
+from dicomnode.imaging.seg_labels import is_label_map
 
 MAXIMUM_PIXELS = 2**32
 """Rows x Columns x Frames of one object: 16 thousand frames of 512 x 512."""
 MAXIMUM_FRAMES = 100_000
-LABEL_MAP_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
 
 _DECODING_ERRORS = (*attributes.UNREADABLE, EOFError, IndexError, RuntimeError, struct.error, zlib.error)
 
@@ -89,7 +89,8 @@ def pixel_flags(ds: Dataset) -> frozenset[str]:
         transfer syntax has none, unwrapped; `one_bit_rle`, run lengths of 1-bit pixels, for which there is
         no standard. Reasons to look before anything is learned: `maybe_lossy`, a compression that may have
         changed labels; `no_maximum_fractional_value`, see `fraction_threshold`; `fractions_below_half`, no
-        pixel of the whole object reaches the threshold though some are not 0.
+        pixel of the whole object reaches the threshold though some are not 0. `fractions_of_one`: dcmjs put 1
+        for the maximum.
 
     Raises
     ------
@@ -102,7 +103,10 @@ def pixel_flags(ds: Dataset) -> frozenset[str]:
     if _kind(ds) == "FRACTIONAL":
         if _maximum_fraction(ds) is None:
             flags.add("no_maximum_fractional_value")
-        if 0 < max(int(frame.max()) for frame in iter_frames(ds)) < fraction_threshold(ds):
+        highest, threshold = _highest_found(ds), fraction_threshold(ds)
+        if highest == 1 and threshold < 1 < (_maximum_fraction(ds) or 1):
+            flags.add("fractions_of_one")
+        elif 0 < highest < threshold:
             flags.add("fractions_below_half")
     return frozenset(flags)
 
@@ -111,7 +115,8 @@ def fraction_threshold(ds: Dataset) -> float:
     """From which stored value on a pixel of a FRACTIONAL segmentation belongs to its segment.
 
     Half of Maximum Fractional Value (PS3.3 C.8.20.2), for probability and occupancy alike. Where that is
-    missing or impossible, the pixels decide if they are 0 or one other value.
+    missing or impossible, the pixels decide if they are 0 or one other value. In RLE, dcmjs up to 0.48
+    writes masks as fractions of 255 with the value 1.
 
     Raises
     ------
@@ -120,7 +125,7 @@ def fraction_threshold(ds: Dataset) -> float:
     """
     maximum = _maximum_fraction(ds)
     if maximum is not None:
-        return maximum / 2
+        return 0.5 if is_dcmjs(ds) and _highest_found(ds) == 1 else maximum / 2
     values = set[int]()
     for frame in iter_frames(ds):
         values.update(np.flatnonzero(np.bincount(frame.reshape(-1))).tolist())
@@ -210,10 +215,9 @@ def _stride(ds: Dataset, found: int, shape: Shape, frames: int) -> int:
 
 
 def _kind(ds: Dataset) -> str:
-    if attributes.text(ds, "SOPClassUID") == LABEL_MAP_SOP_CLASS:
+    if is_label_map(ds):
         return "LABELMAP"
-    found = attributes.text(ds, "SegmentationType")
-    return found if found in {"FRACTIONAL", "LABELMAP"} else "BINARY"
+    return "FRACTIONAL" if attributes.text(ds, "SegmentationType") == "FRACTIONAL" else "BINARY"
 
 
 def _highest_value(ds: Dataset) -> int | None:
@@ -228,6 +232,10 @@ def _highest_value(ds: Dataset) -> int | None:
 def _maximum_fraction(ds: Dataset) -> int | None:
     maximum = attributes.integer(ds, "MaximumFractionalValue")
     return maximum if maximum is not None and 1 <= maximum <= _highest_stored(ds) else None
+
+
+def _highest_found(ds: Dataset) -> int:
+    return max(int(frame.max()) for frame in iter_frames(ds))
 
 
 def _highest_stored(ds: Dataset) -> int:

@@ -19,7 +19,7 @@ from dicomnode.imaging import corrections
 from dicomnode.pipeline import cases, images, picture
 from dicomnode.pipeline.cases import Built
 from dicomnode.pipeline.feedback import note_drift
-from dicomnode.pipeline.reading import Judged, Reading, judge, read, source_series
+from dicomnode.pipeline.reading import Judged, Reading, concerns_no_model, judge, read, source_series
 from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import CorrectionRecord, Note
 
@@ -53,7 +53,10 @@ def ingest_correction(job: Job, tools: Tools) -> None:
         _wait(job, instance, f"waits until series {source_uid} is complete and segmented", tools)
         return
     if source_uid is None or not images.are_here(source_uid, tools):
-        _park(job, instance, source_uid, tools)
+        if concerns_no_model(ds, tools):
+            _note_foreign(job, instance, tools)
+        else:
+            _park(job, instance, source_uid, tools)
         return
     reading = read(instance, source_uid, tools)
     judged = judge(reading, tools, decision=earlier.decision if earlier else Decision.NONE)
@@ -88,6 +91,22 @@ def _park(job: Job, instance: StoredInstance, source_uid: SeriesInstanceUid | No
     asked = source_uid is not None and images.ask_for(job, instance, tools)
     where = f"; {tools.corrections.fetch_from} is asked for them" if asked else ""
     _wait(job, instance, f"parked for up to {days:g} days: {missing}{where}", tools)
+
+
+def _note_foreign(job: Job, instance: StoredInstance, tools: Tools) -> None:
+    """Record an object about images that are not here and that lists no label of any model of this site."""
+    record = CorrectionRecord(
+        sop_instance_uid=instance.sop_instance_uid,
+        instance_id=int(job.subject),
+        recognition=Recognition.FOREIGN,
+        source_series_uid=None,
+        result_sop_uid=None,
+        model_name="",
+        model_version=None,
+        sender=instance.sender,
+        reasons=("none of its segments is a label of a model of this site, and its images are not here",),
+    )
+    tools.store.corrections.record(job, record, now=tools.now())
 
 
 def _wait(job: Job, instance: StoredInstance, reason: str, tools: Tools) -> None:

@@ -15,7 +15,7 @@ from dicomnode.domain import (
     StoredInstance,
 )
 from dicomnode.errors import CorrectionError, InputError
-from dicomnode.imaging import attributes, mirror, received, seg_stack
+from dicomnode.imaging import attributes, mirror, received, repeated, seg_stack
 from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import BoolArray, voxels_sha256
 from dicomnode.imaging.mirror import MirrorVerdict
@@ -85,6 +85,15 @@ def source_series(ds: Dataset, tools: Tools) -> SeriesInstanceUid | None:
     return SeriesInstanceUid(named) if named else _fitting_series(ds, tools)
 
 
+def concerns_no_model(ds: Dataset, tools: Tools) -> bool:
+    """Answer whether an object lists no label of any model of this site: its images are not needed then."""
+    cards = [tools.current_package(name).card for name in tools.model_names]
+    try:
+        return not any(received.labels_listed(ds, card, aliases=tools.corrections.aliases) for card in cards)
+    except CorrectionError:
+        return False
+
+
 def read(instance: StoredInstance, source_uid: SeriesInstanceUid, tools: Tools) -> Reading:
     """Put the masks of a received object on the planes of the images that it is about.
 
@@ -135,13 +144,15 @@ def judge(reading: Reading, tools: Tools, *, decision: Decision = Decision.NONE)
     if result is not None and result is not reading.results[-1]:
         prediction = prediction_of(reading, result, tools)
     decoded, mirror_doubts = _right_way_round(reading, prediction, decision, tools)
-    doubts = (*found.doubts, *decoded.doubts, *mirror_doubts, *_unsure(decoded, tools))
+    doubts = [*found.doubts, *decoded.doubts, *mirror_doubts, *_unsure(decoded, tools)]
+    if repeated.repeats_one_plane(reading.ds, decoded=decoded, prediction=prediction):
+        doubts.append(repeated.DOUBT)
     return Judged(
         found=found,
         decoded=decoded,
         prediction=prediction,
         result=result,
-        doubts=() if found.kind in _WITHOUT_DOUBT else doubts,
+        doubts=() if found.kind in _WITHOUT_DOUBT else tuple(doubts),
     )
 
 

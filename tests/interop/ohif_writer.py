@@ -22,7 +22,7 @@ from pydicom.datadict import tag_for_keyword
 from dicomnode.imaging.series import SeriesVolume
 
 VERSIONS = ("2.2.20", "3.20.0", "4.15.29", "5.6.8", "5.14.0")
-"""OHIF 3.9, 3.10 and 3.11, 3.12, 3.13, and what follows."""
+"""Of OHIF 3.9, 3.11, 3.12, 3.13, and what follows."""
 OLD = frozenset({"2.2.20", "3.20.0", "4.15.29"})
 LABEL_MAP, BITMAP_RLE, BITMAP_LE, FRACTIONAL_RLE = "label map", "bitmap RLE", "bitmap LE", "fractional RLE"
 

@@ -44,8 +44,7 @@ TWICE = "held: several of its segments are the same label of the model"  # every
 EXACT, LISTED, UNLISTED = "read exactly", "; listed as empty", "; not listed: unknown"
 ALIGNED, ONE_BIT = "frames_byte_aligned", "one_bit_rle"
 REMAPPED, CONFLICT = "segment_numbers_remapped", "position_conflict"
-HIDDEN = "encapsulated_under_native"
-ONES = "held: all its fractions are below half of their maximum"  # it writes 1 of 255
+HIDDEN, ONES = "encapsulated_under_native", "fractions_of_one"
 
 
 def repaired(*flags):
@@ -55,16 +54,16 @@ def repaired(*flags):
 OUTCOMES = {  # one label edited, middle label emptied, labels overlap
     ("2.2.20", BITMAP_LE, ASCENDING): (REVERSED, REVERSED, REVERSED),
     ("2.2.20", BITMAP_LE, DESCENDING): (EXACT, EXACT + LISTED, TWICE),
-    ("2.2.20", FRACTIONAL_RLE, ASCENDING): (ONES, ONES, TWICE),
-    ("2.2.20", FRACTIONAL_RLE, DESCENDING): (ONES, ONES, TWICE),
+    ("2.2.20", FRACTIONAL_RLE, ASCENDING): (REVERSED, REVERSED, REVERSED),
+    ("2.2.20", FRACTIONAL_RLE, DESCENDING): (repaired(ONES), repaired(ONES) + LISTED, TWICE),
     ("3.20.0", BITMAP_LE, ASCENDING): (REVERSED, REVERSED, REVERSED),
     ("3.20.0", BITMAP_LE, DESCENDING): (EXACT, EXACT + LISTED, TWICE),
-    ("3.20.0", FRACTIONAL_RLE, ASCENDING): (ONES, ONES, TWICE),
-    ("3.20.0", FRACTIONAL_RLE, DESCENDING): (ONES, ONES, TWICE),
+    ("3.20.0", FRACTIONAL_RLE, ASCENDING): (REVERSED, REVERSED, REVERSED),
+    ("3.20.0", FRACTIONAL_RLE, DESCENDING): (repaired(ONES), repaired(ONES) + LISTED, TWICE),
     ("4.15.29", BITMAP_LE, ASCENDING): (REVERSED, REVERSED, REVERSED),
     ("4.15.29", BITMAP_LE, DESCENDING): (repaired(HIDDEN), repaired(HIDDEN) + LISTED, TWICE),
-    ("4.15.29", FRACTIONAL_RLE, ASCENDING): (ONES, ONES, TWICE),
-    ("4.15.29", FRACTIONAL_RLE, DESCENDING): (ONES, ONES, TWICE),
+    ("4.15.29", FRACTIONAL_RLE, ASCENDING): (REVERSED, REVERSED, REVERSED),
+    ("4.15.29", FRACTIONAL_RLE, DESCENDING): (repaired(ONES), repaired(ONES) + LISTED, TWICE),
     ("5.6.8", LABEL_MAP, ASCENDING): (EXACT, EXACT + LISTED, repaired(ONE_BIT, CONFLICT, REMAPPED)),
     ("5.6.8", LABEL_MAP, DESCENDING): (EXACT, EXACT + LISTED, repaired(ONE_BIT, REMAPPED)),
     ("5.6.8", BITMAP_RLE, ASCENDING): (

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 import zlib
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -453,6 +454,20 @@ def test_pixels_of_a_file_of_any_syntax_are_fetched_when_used(tmp_path: Path, sy
     is_in_memory = syntax == DeflatedExplicitVRLittleEndian
     assert (read.get_item("PixelData", keep_deferred=True).value is not None) == is_in_memory
     assert np.array_equal(read.pixel_array, pixels)
+
+
+def test_a_deflated_file_that_grows_beyond_the_limit_is_not_taken_into_memory(tmp_path: Path) -> None:
+    ds = make_image(syntax=DeflatedExplicitVRLittleEndian)
+    ds.PixelData = bytes(50_000_000)
+    ds.save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
+    assert (tmp_path / "bomb.dcm").stat().st_size < 100_000
+
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="holds more than 1000000 bytes"):
+        read_part_10(tmp_path / "bomb.dcm", inflated_limit_bytes=1_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8_000_000
 
 
 def test_real_images_of_every_syntax_are_kept(spool: Spool, data_dir: Path) -> None:

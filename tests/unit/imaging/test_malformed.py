@@ -9,7 +9,7 @@ from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 
 from dicomnode.errors import InputError
-from dicomnode.imaging import corrections, seg_read, seg_write
+from dicomnode.imaging import recognition, seg_read, seg_write
 from dicomnode.imaging.findings import measure
 from dicomnode.imaging.series import to_volume
 from dicomnode.imaging.stacks import only_stack
@@ -69,7 +69,7 @@ def encoded(sources, labels):
 def test_a_damaged_segmentation_is_read_or_refused(seed, form, sources, encoded):
     ds = dcmread(io.BytesIO(encoded[form]))
     damage(ds, random.Random(seed))
-    known = corrections.Known(sent=[], prediction={}, model_name=CARD.name)
+    known = recognition.Known(sent=[], prediction={}, model_name=CARD.name)
     try:
         seg_read.referenced_series(ds)
         seg_read.referenced_instances(ds)
@@ -79,8 +79,8 @@ def test_a_damaged_segmentation_is_read_or_refused(seed, form, sources, encoded)
     except InputError as refusal:
         assert str(refusal)  # noqa: PT017  # either outcome is right; a refusal must say why
     else:
-        corrections.recognise(ds, decoded=decoded, known=known)
-        corrections.author(ds, "SENDER")
+        recognition.recognise(ds, decoded=decoded, known=known)
+        recognition.author(ds, "SENDER")
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from dicomnode.domain import STRUCTURE_SET_SOP_CLASS
 from dicomnode.imaging import mirror
@@ -204,3 +207,35 @@ def test_a_structure_set_passes_because_its_contours_lie_in_space():
 
     assert found.verdict is MirrorVerdict.AS_READ
     assert "patient space" in found.sentence
+
+
+SMALL_MASKS = st.dictionaries(
+    st.sampled_from(["A", "B"]), arrays(np.bool_, (4, 2, 2)).filter(lambda mask: bool(mask.any())), max_size=2
+)
+
+
+@given(masks=SMALL_MASKS, prediction=SMALL_MASKS, ds=st.sampled_from([OLD, NEW, PLACED_BY_POSITION, OTHER]))
+def test_nothing_is_turned_that_does_not_fit_our_result_then(masks, prediction, ds):
+    read = decoded_as(masks)
+
+    found = mirror.arbitrate(ds, decoded=read, prediction=prediction, image=None, unflip=True)
+
+    if found.verdict is MirrorVerdict.TURNED:
+        again = mirror.arbitrate(
+            ds, decoded=mirror.turned(read), prediction=prediction, image=None, unflip=True
+        )
+        assert mirror.known_to_mirror(ds)
+        assert again.verdict is MirrorVerdict.AS_READ
+        assert (again.foreground.as_read, again.foreground.mirrored) == (
+            found.foreground.mirrored,
+            found.foreground.as_read,
+        )
+
+
+@given(masks=SMALL_MASKS)
+def test_turning_twice_gives_the_masks_as_they_were(masks):
+    twice = mirror.turned(mirror.turned(decoded_as(masks)))
+
+    assert twice.masks.keys() == masks.keys()
+    for label, mask in masks.items():
+        np.testing.assert_array_equal(twice.masks[label], mask)

@@ -243,6 +243,17 @@ def test_numbers_that_only_their_order_explains_are_held():
     assert decoded.doubts
 
 
+def test_numbers_that_dimension_indices_contradict_are_held():
+    sources = plain_series()
+    frames = [(1, 0, mask((0, 0))), (2, 1, mask((1, 1))), (2, 2, mask((1, 1)))]
+    ds = with_dimension_indices(seg(sources, frames), [1, 1, 2])
+
+    decoded = decode(ds, sources)
+
+    assert "contradict each other" in decoded.doubts[0]
+    assert decode(with_dimension_indices(seg(sources, frames), [1, 2, 2]), sources).doubts == ()
+
+
 def label_map(sources, values):
     """A label map; `values` is slice -> rows of segment numbers, laid in the corner of an empty frame."""
     frames = []

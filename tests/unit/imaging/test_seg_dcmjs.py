@@ -81,3 +81,41 @@ def test_a_byte_of_padding_ends_run_lengths_whatever_its_value(padding):
 def test_run_lengths_that_are_cut_are_refused(body):
     with pytest.raises(RuntimeError, match="CORRUPT"):
         decode_segments(rle(*body), count=1, most=8)
+
+
+def as_fractions(ds, value):
+    masks = np.unpackbits(np.frombuffer(ds.PixelData, np.uint8), bitorder="little")[: 4 * 6 * 3]
+    ds.SegmentationType, ds.SegmentationFractionalType, ds.MaximumFractionalValue = (
+        "FRACTIONAL",
+        "PROBABILITY",
+        255,
+    )
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit = 7
+    ds.PixelData = (masks * value).astype(np.uint8).tobytes()
+    return ds
+
+
+def three_labels(sources, manufacturer):
+    return foreign_seg(sources, [(1, 1, A), (2, 1, B), (3, 1, C)], labels=LABELS, manufacturer=manufacturer)
+
+
+def test_fractions_of_one_by_dcmjs_are_a_mask():
+    sources = plain_series((4, 4, 6))
+
+    decoded = decode(as_fractions(three_labels(sources, "Unspecified"), 1), sources)
+
+    for label, mask in zip(LABELS, (A, B, C), strict=True):
+        np.testing.assert_array_equal(decoded.masks[label][1], mask)
+    assert {"fractional", "fractions_of_one"} <= set(decoded.flags)
+    assert decoded.doubts == ()
+
+
+@pytest.mark.parametrize(("manufacturer", "value"), [("QIICR", 1), ("Unspecified", 2)])
+def test_other_low_fractions_are_left_to_a_person(manufacturer, value):
+    sources = plain_series((4, 4, 6))
+
+    decoded = decode(as_fractions(three_labels(sources, manufacturer), value), sources)
+
+    assert decoded.masks == {}
+    assert "below half" in decoded.doubts[0]

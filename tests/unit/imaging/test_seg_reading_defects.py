@@ -310,3 +310,63 @@ def test_a_number_of_frames_that_is_not_that_of_the_functional_groups_is_refused
 
     with pytest.raises(CorrectionError, match="functional groups"):
         decode(ds, sources)
+
+
+@pytest.mark.parametrize("has_orientation", [True, False])
+def test_exchanged_rows_and_columns_are_refused_unless_the_orientation_exchanges_them(
+    has_orientation, ds, sources
+):
+    ds.Rows, ds.Columns = ds.Columns, ds.Rows
+    if not has_orientation:
+        without(ds, "PlaneOrientationSequence")
+
+    with pytest.raises(CorrectionError, match="is on another grid"):
+        decode(ds, sources)
+
+
+def test_a_frame_that_does_not_say_how_it_lies_is_not_taken_for_a_crop(ds, sources):
+    without(ds, "PlaneOrientationSequence", "DerivationImageSequence")
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        x, y, z = frame.PlanePositionSequence[0].ImagePositionPatient
+        frame.PlanePositionSequence[0].ImagePositionPatient = [
+            x + 5 * 0.5,
+            y,
+            z,
+        ]  # as if columns were flipped
+
+    with pytest.raises(CorrectionError, match="its orientation would be needed"):
+        decode(ds, sources)
+
+
+def test_an_orientation_out_of_the_planes_that_the_references_deny_is_held_or_refused(sources):
+    stack = only_stack(make_series(make_volume(np.zeros((8, 9, 9), np.uint16), spacing_mm=(1.0, 1.0, 1.0))))
+    ds = foreign_seg(stack, [(1, k, np.ones((9, 9), bool)) for k in range(8)])
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    shared.PixelMeasuresSequence = [item(PixelSpacing=[1, 1], SpacingBetweenSlices=1)]
+    shared.PlaneOrientationSequence = [
+        item(ImageOrientationPatient=[0.995, 0.0998749, 0, -0.0998749, 0.995, 0])
+    ]
+
+    decoded = seg_read.decode(ds, stack=stack, card=CARD)
+
+    assert "resampled" in decoded.flags
+    assert any("name different slices" in doubt for doubt in decoded.doubts)
+    shared.PlaneOrientationSequence = [item(ImageOrientationPatient=[0, 1, 0, 0, 0, -1])]
+    with pytest.raises(CorrectionError, match="shifted against each other"):
+        seg_read.decode(ds, stack=stack, card=CARD)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_crop_without_references_finds_the_stack_that_it_is_a_part_of(at):
+    far_away = make_volume(np.zeros((5, 6, 7), np.uint16), origin_mm=(90.0, 0.0, 0.0))
+    stacks = (only_stack(column_of_planes([0, 4, 8])), only_stack(make_series(far_away)))
+    stack = stacks[at]
+    first = stack.frames[1]
+    ds = foreign_seg(stack, [(1, 1, np.ones((2, 2), bool))], by_reference=False)
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    cosines = [*first.row_cosines, *first.column_cosines]
+    shared.PlaneOrientationSequence = [item(ImageOrientationPatient=cosines)]
+    shared.PixelMeasuresSequence = [item(PixelSpacing=first.pixel_spacing_mm.tolist())]
+
+    assert seg_read.stack_of(ds, stacks) is stack
+    assert seg_read.decode(ds, stack=stack, card=CARD).masks[ANTERIOR].sum() == 4

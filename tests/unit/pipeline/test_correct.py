@@ -387,3 +387,14 @@ def test_a_full_disk_does_not_hinder_reading_a_correction(scene):
     ingest_correction(scene.claim(JobKind.INGEST_CORRECTION), full)
 
     assert scene.tools.store.corrections.by_sop_uid(seg.SOPInstanceUID).case_id is not None
+
+
+def test_an_object_of_no_label_of_ours_about_images_that_are_not_here_is_foreign_at_once(scene):
+    seg = viewer_seg(mr_series(), drawn_anew())
+    seg.SegmentSequence[0].SegmentLabel = "PTV 60 Gy"
+    seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue = "228793007"
+
+    record = scene.correct(seg)
+
+    assert (record.recognition, record.state) == (Recognition.FOREIGN, CorrectionState.RECORDED)
+    assert record.source_series_uid is None
