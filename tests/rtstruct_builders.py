@@ -74,3 +74,14 @@ def structure_set(stack: Stack, rois: Mapping[str, Sequence[Dataset]]) -> Datase
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     return ds
+
+
+def distance(polygon: NDArray[np.float64], centre: NDArray[np.float64]) -> float:
+    """Measure how far a point is from a polygon's edges."""
+    nearest = np.inf
+    for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        way = end - start
+        length = float(way @ way)
+        along = np.clip((centre - start) @ way / length, 0, 1) if length else 0.0
+        nearest = min(nearest, float(np.linalg.norm(centre - start - along * way)))
+    return nearest

@@ -373,7 +373,8 @@ def as_dcmjs(ds: Dataset, *, has_frame_content: bool) -> Dataset:
             del frame.FrameContentSequence
         for derivation in frame.DerivationImageSequence:
             for image in derivation.SourceImageSequence:
-                del image.ReferencedSOPClassUID
+                if "ReferencedSOPClassUID" in image:  # frames of one slice share the item
+                    del image.ReferencedSOPClassUID
                 image.ReferencedFrameNumber = 1
     for segment in ds.SegmentSequence:
         segment.SegmentedPropertyTypeCodeSequence = [
@@ -412,7 +413,8 @@ def with_background(ds: Dataset) -> Dataset:
         SegmentedPropertyCategoryCodeSequence=[item(CodeValue="309825002", CodingSchemeDesignator="SCT")],
         SegmentedPropertyTypeCodeSequence=[item(CodeValue="125040", CodingSchemeDesignator="DCM")],
     )
-    ds.SegmentSequence.append(background)
+    found = [segment for segment in ds.SegmentSequence if segment.SegmentNumber]
+    ds.SegmentSequence = [*found, background]
     return ds
 
 

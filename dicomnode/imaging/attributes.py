@@ -4,6 +4,7 @@ pydicom decodes an element when it is first looked at, and raises then. These fu
 "nothing" for an element that is absent or does not hold what it must; the caller decides what that means.
 """
 
+import re
 from functools import cache
 
 import numpy as np
@@ -28,6 +29,9 @@ UNREADABLE = (
     ValueError,
 )
 """What pydicom raises on an element that does not hold what its value representation says."""
+
+
+_UID = re.compile(r"[0-9][0-9.]{0,63}")
 
 
 @cache
@@ -65,9 +69,13 @@ def texts(ds: Dataset, keyword: str) -> list[str]:
 
 
 def text(ds: Dataset, keyword: str) -> str:
-    """Give the one value of a textual element; "" where it is absent, empty or has several values."""
+    """Give the one value of a textual element; "" where it is absent, empty or has several values.
+
+    A UID that is none (PS3.5 9.1) is absent, too: in a damaged object it may hold the name of the patient.
+    """
     found = texts(ds, keyword)
-    return found[0] if len(found) == 1 else ""
+    is_one = len(found) == 1 and (not keyword.endswith("UID") or _UID.fullmatch(found[0]) is not None)
+    return found[0] if is_one else ""
 
 
 def numbers(ds: Dataset, keyword: str) -> FloatArray | None:

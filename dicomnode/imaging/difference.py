@@ -26,8 +26,9 @@ from dicomnode.imaging.preview import (
 )
 from dicomnode.imaging.stacks import Stack
 
-ROWS = 6
+ROWS = 5
 """So many slices are shown at most, evenly spread over those that differ."""
+HIGHEST_TILE = 300  # pixels
 UNMAPPED_NUMBER = 255
 _ADDED, _REMOVED, _RELABELLED = 1, 2, 3
 _DIFFERENCE: dict[int, tuple[Rgb, str]] = {
@@ -76,7 +77,8 @@ def correction_picture(
         window=display_window(stack, planes),
         as_taken=True,
     )
-    columns = [scene.cut(image.with_array(one)) for one in (ours, theirs, _difference(ours, theirs))]
+    differs = _difference(ours, theirs)
+    columns = [scene.cut(image.with_array(one)) for one in (ours, theirs, differs)]
     title, notes, warnings = texts
     captions = "Left: our prediction. Middle: what came back. Right: what differs."
     return compose(
@@ -85,7 +87,7 @@ def correction_picture(
         texts=Texts(
             title=title,
             notes=[captions, view_note(scene), *notes],
-            legend=_legend(card, ours, theirs),
+            legend=_legend(card, ours, theirs, differs),
             remarks=list(warnings),
         ),
     )
@@ -105,7 +107,9 @@ def score_line(score: LabelScore) -> str:
 def _tiles(scene: Scene, columns: Sequence[NDArray[np.uint8]], card: ModelCard) -> list[Image.Image]:
     ours, theirs, differs = columns
     chosen = spread(differs if differs.any() else np.maximum(ours, theirs), ROWS)
-    size = tile_size(scene, (PICTURE_WIDTH - 2 * MARGIN - 2 * GAP) // 3)
+    width, height = tile_size(scene, (PICTURE_WIDTH - 2 * MARGIN - 2 * GAP) // 3)
+    shrink = min(1.0, HIGHEST_TILE / height)
+    size = (round(width * shrink), round(height * shrink))
     labels = {**colours_of(card.segments), UNMAPPED_NUMBER: _UNMAPPED}
     difference = {number: rgb for number, (rgb, _) in _DIFFERENCE.items()}
     return [
@@ -138,8 +142,11 @@ def _difference(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[n
     return differs
 
 
-def _legend(card: ModelCard, ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> list[tuple[Rgb, str]]:
+def _legend(
+    card: ModelCard, ours: NDArray[np.uint8], theirs: NDArray[np.uint8], differs: NDArray[np.uint8]
+) -> list[tuple[Rgb, str]]:
     present = set(np.unique(ours).tolist()) | set(np.unique(theirs).tolist())
     shown = [(s.rgb, s.label) for s in card.segments if s.segment_number in present]
     grey = [(_UNMAPPED, "no label of the model")] if UNMAPPED_NUMBER in present else []
-    return [*shown, *grey, *_DIFFERENCE.values()]
+    kinds = set(np.unique(differs).tolist())
+    return [*shown, *grey, *(entry for kind, entry in _DIFFERENCE.items() if kind in kinds)]

@@ -36,10 +36,14 @@ DEVICE = Device(
 
 
 def is_own_device(ds: Dataset) -> bool:
-    """Answer whether an object carries the equipment attributes of a node, of any version."""
-    keywords = ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber")
+    """Answer whether an object carries the equipment attributes of a node, of any version.
+
+    The serial number may be gone: de-identification removes it (PS3.15 E.3.7).
+    """
+    keywords = ("Manufacturer", "ManufacturerModelName")
     found = [attributes.text(ds, keyword) for keyword in keywords]
-    return found == [DEVICE.manufacturer, DEVICE.manufacturer_model_name, DEVICE.device_serial_number]
+    is_named = found == [DEVICE.manufacturer, DEVICE.manufacturer_model_name]
+    return is_named and attributes.text(ds, "DeviceSerialNumber") in {"", DEVICE.device_serial_number}
 
 
 def derived_uid(*key: str) -> str:

@@ -15,6 +15,7 @@ from dicomnode.imaging.corrections import dice
 from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import BoolArray, is_own_device, voxels_sha256
 from dicomnode.imaging.seg_frames import is_dcmjs, source_images
+from dicomnode.imaging.seg_labels import BACKGROUND_CODE
 
 SIMILAR_DICE = 0.5
 SIMILAR_SLICES = 0.3
@@ -27,7 +28,12 @@ _VIEWER_ALGORITHMS = frozenset(
 )
 """Names that viewers give to what a person drew or edited, whatever type they claim with them."""
 _NESTED_REFERENCES = ("ReferencedSeriesSequence", "ReferencedSOPSequence", "ReferencedInstanceSequence")
-_REFERENCES = ("PredecessorDocumentsSequence", "SourceInstanceSequence", "ReferencedInstanceSequence")
+_REFERENCES = (
+    "PredecessorDocumentsSequence",
+    "PredecessorStructureSetSequence",
+    "SourceInstanceSequence",
+    "ReferencedInstanceSequence",
+)
 
 _IN_PLACE = "our object came back under its own UID with other voxels"
 _Found = tuple[Recognition, str, "SentObject | None"]
@@ -73,7 +79,8 @@ def recognise(received: Dataset, *, decoded: Decoded, known: Known) -> Recognise
     """Tell what a received segmentation is; the first rule that applies decides.
 
     1. our SOP Instance UID: loop-back if the voxels are equal, else a correction in place;
-    2. voxels equal to an object sent: loop-back from our own device, else accepted unchanged;
+    2. voxels equal to an object sent: loop-back from our own device, foreign if another vendor's
+       algorithm made it, else accepted unchanged;
     3. a reference to our object, or a new object in our series: correction;
     4. our Tracking UIDs: correction;
     5. no label of the model, or another vendor's algorithm: foreign;
@@ -85,7 +92,7 @@ def recognise(received: Dataset, *, decoded: Decoded, known: Known) -> Recognise
     Foreign stands before similarity, because another vendor's result resembles ours without
     being a correction. What carries our own device but voxels that we never sent is in doubt: another
     node made it, or a viewer kept our equipment; so is a correction that shares next to nothing with
-    what it claims to correct.
+    what it claims to correct, and one that another vendor's algorithm made.
     """
     rules = (_by_uid, _by_voxels, _by_reference, _by_tracking, _foreign, _by_similarity)
     for rule in rules:
@@ -130,6 +137,8 @@ def _doubts(received: Dataset, found: _Found, decoded: Decoded, known: Known) ->
             "it names this product as its device, but its voxels were never sent from here: another node's "
             "result, or a viewer that keeps the equipment of what it edits"
         )
+    elif kind is Recognition.CORRECTION and _is_by_another_algorithm(received, known):
+        yield "it goes back to our result, but another product's algorithm made it"
     if kind is Recognition.CORRECTION and _is_unlike(known.prediction, decoded.masks):
         yield "no label of it overlaps our result, although it claims to correct it"
 
@@ -159,6 +168,8 @@ def _by_voxels(received: Dataset, decoded: Decoded, known: Known) -> _Found | No
                     "the voxels of our object from our own device under another UID",
                     sent,
                 )
+            if _is_by_another_algorithm(received, known):
+                return Recognition.FOREIGN, "our voxels, made by an algorithm that is not ours", sent
             return Recognition.ACCEPTED_UNCHANGED, "saved by a viewer with the voxels of our object", sent
     return None
 
@@ -176,7 +187,11 @@ def _by_reference(received: Dataset, decoded: Decoded, known: Known) -> _Found |
 
 def _by_tracking(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
     del decoded
-    theirs = {attributes.text(item, "TrackingUID") for item in attributes.items(received, "SegmentSequence")}
+    theirs = {
+        attributes.text(item, "TrackingUID")
+        for keyword in ("SegmentSequence", "StructureSetROISequence")
+        for item in attributes.items(received, keyword)
+    } - {""}
     for sent in reversed(known.sent):
         if theirs & sent.tracking_uids:
             return Recognition.CORRECTION, "its segments carry our Tracking UIDs", sent
@@ -184,34 +199,53 @@ def _by_tracking(received: Dataset, decoded: Decoded, known: Known) -> _Found | 
 
 
 def _foreign(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
-    """Refuse what is no label of ours, or what an algorithm made that is neither ours nor a viewer's.
+    """Refuse what is no label of ours, or what an algorithm made that is neither ours nor a viewer's."""
+    if not decoded.masks and not decoded.empty_labels:
+        return Recognition.FOREIGN, "none of its segments is a label of the model", None
+    if _is_by_another_algorithm(received, known):
+        return Recognition.FOREIGN, "made by an algorithm that is not ours", None
+    return None
+
+
+def _is_by_another_algorithm(received: Dataset, known: Known) -> bool:
+    """Answer whether all of an object is of an algorithm that is neither ours nor a viewer's.
 
     The algorithm's name decides before the manufacturer: other products write with the libraries of
     viewers. Without a name the manufacturer must be a viewer's.
     """
-    if not decoded.masks and not decoded.empty_labels:
-        return Recognition.FOREIGN, "none of its segments is a label of the model", None
     algorithms = list(_algorithms(received))
     if not algorithms or any(kind != "AUTOMATIC" for kind, _ in algorithms):
-        return None
+        return False
     names = {name.casefold() for _, name in algorithms}
-    if known.model_name.casefold() in names:
-        return None
+    if any(_is_our_name(name, known.model_name.casefold()) for name in names):
+        return False
     is_viewer = attributes.text(received, "Manufacturer").casefold() in _VIEWER_MANUFACTURERS
-    if names <= _VIEWER_ALGORITHMS and (is_viewer or is_dcmjs(received)):
-        return None
-    return Recognition.FOREIGN, "made by an algorithm that is not ours", None
+    return not (names <= _VIEWER_ALGORITHMS and (is_viewer or is_dcmjs(received)))
+
+
+def _is_our_name(name: str, model_name: str) -> bool:
+    """Recognise a model by its name, else by how our contours name it (`series_description`)."""
+    return name == model_name or name.startswith(f"ai {model_name} ")
 
 
 def _algorithms(ds: Dataset) -> Iterator[tuple[str, str]]:
-    """Give type and name of the algorithm behind each segment or region of interest."""
+    """Give type and name of the algorithm behind each segment or region of interest, background apart."""
     for item in attributes.items(ds, "SegmentSequence"):
-        yield attributes.text(item, "SegmentAlgorithmType"), attributes.text(item, "SegmentAlgorithmName")
+        if not _is_background(item):
+            yield attributes.text(item, "SegmentAlgorithmType"), attributes.text(item, "SegmentAlgorithmName")
     for item in attributes.items(ds, "StructureSetROISequence"):
         yield (
             attributes.text(item, "ROIGenerationAlgorithm"),
             attributes.text(item, "ROIGenerationDescription"),
         )
+
+
+def _is_background(segment: Dataset) -> bool:
+    kinds = attributes.items(segment, "SegmentedPropertyTypeCodeSequence")
+    codes = {
+        (attributes.text(one, "CodeValue"), attributes.text(one, "CodingSchemeDesignator")) for one in kinds
+    }
+    return attributes.integer(segment, "SegmentNumber") == 0 or BACKGROUND_CODE in codes
 
 
 def _by_similarity(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:

@@ -89,6 +89,11 @@ DEFECTS: Mapping[str, Remark] = {
         reason="they may be those of a structure that has none",
         doubt="it has contours of a structure that it does not list",
     ),
+    "spacing_exchanged": Remark(
+        factor=0.2,
+        reason="rt-utils takes the spacing of rows for that of columns; nothing in the object shows it",
+        doubt="its writer misplaces contours where rows and columns are spaced unequally, as here",
+    ),
     "no_voxels": Remark(
         factor=0.0, reason="nothing is said of the label", doubt="none of its contours holds a voxel"
     ),

@@ -9,6 +9,7 @@ nothing of it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from types import MappingProxyType
 
 import numpy as np
@@ -18,6 +19,7 @@ from dicomnode.domain import STRUCTURE_SET_SOP_CLASS, ModelCard
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.decoded import Decoded
+from dicomnode.imaging.geometry import PIXEL_SPACING_TOLERANCE
 from dicomnode.imaging.identity import BoolArray
 from dicomnode.imaging.rtstruct_defects import confidence, doubts
 from dicomnode.imaging.rtstruct_paint import Painted, Painter
@@ -64,6 +66,8 @@ def decode(
     painter = Painter(name=structure_set_name(ds), stack=stack)
     is_named = _names_stack(ds, stack)
     structures = [painter.paint(roi, space=_space(ds, roi, stack, is_named=is_named)) for roi in rois]
+    for one in structures:
+        one.flags |= _writer_flags(ds, stack) if one.contours else frozenset()
     _check_slices(ds, structures, stack)
     return _decoded(ds, structures, stack, card)
 
@@ -98,6 +102,14 @@ def _space(ds: Dataset, roi: Roi, stack: Stack, *, is_named: bool) -> str:
             "where it lies is not told"
         )
     return "frame_of_reference_missing"
+
+
+def _writer_flags(ds: Dataset, stack: Stack) -> frozenset[str]:
+    """Name the defects that a writer is known for and that concern images such as these."""
+    rows_mm, columns_mm = stack.frames[0].pixel_spacing_mm.tolist()
+    is_unequal = not isclose(rows_mm, columns_mm, rel_tol=PIXEL_SPACING_TOLERANCE)
+    is_rt_utils = attributes.text(ds, "ManufacturerModelName") == "rt-utils"
+    return frozenset({"spacing_exchanged"}) if is_rt_utils and is_unequal else frozenset()
 
 
 def _check_slices(ds: Dataset, structures: Sequence[Painted], stack: Stack) -> None:

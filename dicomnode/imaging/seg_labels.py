@@ -200,7 +200,9 @@ def _confirmed(
     if len(ranks) != len(numbers) or set(ranks) != set(range(1, len(order) + 1)):
         return numbers, _contradiction(ds, numbers)  # segments without frames: what ranks count is not told
     counted = tuple(order[rank - 1] for rank in ranks)
-    return counted, frozenset() if counted == numbers else frozenset({"segment_numbers_remapped"})
+    if counted == numbers:
+        return counted, frozenset()
+    return counted, _contradiction(ds, numbers) | {"segment_numbers_remapped"}
 
 
 def _remapped(

@@ -1,6 +1,6 @@
 """A received segmentation beside what the site knows of the series that it is about."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pydicom import Dataset
@@ -17,6 +17,7 @@ from dicomnode.domain import (
 from dicomnode.errors import CorrectionError, InputError
 from dicomnode.imaging import attributes, mirror, received, repeated, seg_stack
 from dicomnode.imaging.decoded import Decoded
+from dicomnode.imaging.exchanged import exchanged_labels
 from dicomnode.imaging.identity import BoolArray, voxels_sha256
 from dicomnode.imaging.mirror import MirrorVerdict
 from dicomnode.imaging.recognition import Known, Recognised, SentObject, author, recognise
@@ -27,6 +28,9 @@ from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import ResultObject, ResultRecord
 
 Masks = dict[str, BoolArray]
+
+_WITHOUT_DOUBT = frozenset({Recognition.LOOP_BACK, Recognition.FOREIGN, Recognition.ACCEPTED_UNCHANGED})
+"""What is never learned from, or equals voxel for voxel what we sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,20 +148,20 @@ def judge(reading: Reading, tools: Tools, *, decision: Decision = Decision.NONE)
     if result is not None and result is not reading.results[-1]:
         prediction = prediction_of(reading, result, tools)
     decoded, mirror_doubts = _right_way_round(reading, prediction, decision, tools)
-    doubts = [*found.doubts, *decoded.doubts, *mirror_doubts, *_unsure(decoded, tools)]
-    if repeated.repeats_one_plane(reading.ds, decoded=decoded, prediction=prediction):
-        doubts.append(repeated.DOUBT)
+    doubts = (
+        *found.doubts,
+        *decoded.doubts,
+        *mirror_doubts,
+        *_unsure(decoded, tools),
+        *_implausible(reading.ds, decoded, prediction),
+    )
     return Judged(
         found=found,
         decoded=decoded,
         prediction=prediction,
         result=result,
-        doubts=() if found.kind in _WITHOUT_DOUBT else tuple(doubts),
+        doubts=() if found.kind in _WITHOUT_DOUBT else doubts,
     )
-
-
-_WITHOUT_DOUBT = frozenset({Recognition.LOOP_BACK, Recognition.FOREIGN, Recognition.ACCEPTED_UNCHANGED})
-"""What is never learned from, or equals voxel for voxel what we sent."""
 
 
 def prediction_of(reading: Reading, result: ResultRecord, tools: Tools) -> Masks:
@@ -198,6 +202,14 @@ def _unsure(decoded: Decoded, tools: Tools) -> list[str]:
         for label, value in decoded.confidence.items()
         if value < least
     ]
+
+
+def _implausible(ds: Dataset, decoded: Decoded, prediction: Masks) -> Iterator[str]:
+    """Say what only the comparison with our prediction shows."""
+    for theirs, ours in exchanged_labels(prediction, decoded.masks):
+        yield f"what came as {theirs} lies where our {ours} is: labels may have been exchanged"
+    if repeated.repeats_one_plane(ds, decoded=decoded, prediction=prediction):
+        yield repeated.DOUBT
 
 
 def _fitting_series(ds: Dataset, tools: Tools) -> SeriesInstanceUid | None:

@@ -17,7 +17,7 @@ from tests.story.site import Site
 Labels = NDArray[np.uint8]
 """Segment numbers, (slice, row, column), slices ascending along the normal."""
 
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 ROUTING = """
 local function forward(resource)
   local order = { Resources = { resource }, Synchronous = false }

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from dicomnode.imaging.contour_masks import EDGE_TOLERANCE, effort, fill_plane
 from dicomnode.imaging.contours import closed_rings
 from tests.contour_filling import fill
+from tests.rtstruct_builders import distance
 
 
 def ring(*corners):
@@ -150,16 +151,6 @@ def test_any_polygon_is_what_the_plain_rule_says_but_for_centres_on_it(points):
     differing = np.argwhere(filled != fill(polygon, (9, 10)))
     for centre in differing:
         assert distance(polygon, centre) <= 3 * EDGE_TOLERANCE  # snapping moves a corner, too
-
-
-def distance(polygon, centre):
-    nearest = np.inf
-    for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-        way = end - start
-        length = float(way @ way)
-        along = np.clip((centre - start) @ way / length, 0, 1) if length else 0.0
-        nearest = min(nearest, float(np.linalg.norm(centre - start - along * way)))
-    return nearest
 
 
 def test_the_effort_grows_with_the_part_inside_the_plane_and_with_every_crossing():

@@ -32,9 +32,9 @@ from tests.pipeline_builders import (
 from tests.stream_objects import LABELS, Entry, Fate, Masks, Source, Writer
 
 SEED = 20260304
-SERIES = 20
-SHAPE = (6, 12, 14)
-TILTED, TWO_STACKS = 18, 19
+SERIES = 32
+SHAPE = (8, 12, 14)
+TILTED, TWO_STACKS = 30, 31
 TILT_MM = 0.6
 OHIF = Writer(manufacturer="", model="", algorithm_type="MANUAL", form="LABELMAP")
 OHIF_LOADED = replace(OHIF, algorithm_type="AUTOMATIC", algorithm=MODEL)
@@ -46,7 +46,7 @@ EDITOR = replace(READER, algorithm_type="SEMIAUTOMATIC", algorithm="Threshold br
 PLANNING = Writer(manufacturer="Planning GmbH", model="Contours", algorithm_type="MANUAL")
 
 
-# A site with twenty series.
+# A site with thirty-two series.
 
 
 def tilted(images: list[Dataset]) -> list[Dataset]:
@@ -58,7 +58,7 @@ def tilted(images: list[Dataset]) -> list[Dataset]:
 
 def with_a_scout(images: list[Dataset]) -> list[Dataset]:
     """The same series with a second stack, of images of another size."""
-    scouts = mr_series(99, patient_id=str(images[0].PatientID), shape=(6, 16, 14))
+    scouts = mr_series(99, patient_id=str(images[0].PatientID), shape=(8, 16, 14))
     for number, ds in enumerate(scouts, start=100):
         ds.StudyInstanceUID, ds.SeriesInstanceUID = images[0].StudyInstanceUID, images[0].SeriesInstanceUID
         ds.InstanceNumber = number
@@ -86,7 +86,7 @@ def source_of(
 
 
 def prepared(scene: Scene) -> list[Source]:
-    """Twenty series: one tilted, one of two stacks, three segmented by an earlier version first."""
+    """Thirty-two series: one tilted, one of two stacks, three segmented by an earlier version first."""
     every = [mr_series(number, patient_id=f"PAT-{number}", shape=SHAPE) for number in range(SERIES)]
     every[TILTED], every[TWO_STACKS] = tilted(every[TILTED]), with_a_scout(every[TWO_STACKS])
     for series in every[:3]:
@@ -115,6 +115,7 @@ ACME = Writer(manufacturer="ACME Medical", model="ACME AI", algorithm="AcmeSeg")
 TOTAL = Writer(manufacturer="QIICR", model=DCMQI, algorithm="TotalSegmentator")
 DEPLOY = Writer(manufacturer="MONAI Consortium", model="MONAI Deploy App SDK", algorithm="Hippocampus net")
 CONTOURING = Writer(manufacturer="Contour AI", model="Cloud", algorithm="Contour AI 3")
+OURS = f"AI {MODEL} 0123456789ab (not verified)"
 LIVER = {FRONT: "Liver", BACK: "Spleen"}
 
 
@@ -227,6 +228,7 @@ CORRECTIONS: dict[str, Make] = {
     "label map in place": then(of_dcmjs(drawn(OHIF_LOADED)), in_place),
     "fractional": drawn(replace(READER, form="FRACTIONAL")),
     "structure set": contours(PLANNING),
+    "structure set, type as loaded": contours(replace(PLANNING, algorithm_type="AUTOMATIC", algorithm=OURS)),
 }
 UNCHANGED: dict[str, Make] = {
     "OHIF": of_dcmjs(unedited(OHIF)),
@@ -450,7 +452,7 @@ def lessons_of(week: Week, source: Source) -> list[Outcome]:
 
 @pytest.fixture(scope="module")
 def week(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Week]:
-    """A site with twenty series, and five hundred objects that came."""
+    """A site with thirty-two series, and five hundred objects that came."""
     forms = (ResultForm.SEG, ResultForm.LABEL_MAP, ResultForm.RTSTRUCT, ResultForm.SR)
     pacs = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=1, results=forms)
     with opened_scene(tmp_path_factory.mktemp("stream") / "site") as scene:
