@@ -9,9 +9,14 @@ Layout::
 
     casebook.json                          marker: threshold of the split, and a check of the secret
     cases/<case id>/case.json              the case as it stands: what it is, and the SHA-256 of its arrays
-    cases/<case id>/versions/<sha>.npz     arrays, named by their SHA-256; never changed
+    cases/<case id>/versions/<sha>.npz     arrays, named by their SHA-256; those that stand and those before
     cases/<case id>/versions/<sha>.json    the description that went with them
-    patients/<patient key>                 the key of the patient that this one turned out to be
+    patients/<patient key>                 the key of the patient that this one turned out to be, or its own
+    images/<image key>                     the key of the patient who came with these images first
+    turn.lock                              held by whoever changes cases
+
+The folders `patients` and `images` only grow: a case that leaves may have been learned from, so that its
+images stay on their side.
 """
 
 import hashlib
@@ -20,6 +25,8 @@ import io
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -164,25 +171,23 @@ class Casebook:
         Raises
         ------
         CorrectionError
-            Both identifiers have cases already, and on different sides.
+            Both identifiers have had cases already, and on different sides.
         """
         own = self._bound(patient_key)
-        image_key = self._image_key(image)
-        infos = self._infos()
-        copies = {info.patient_key for info in infos if info.image_key == image_key} - {own}
-        if not copies:
+        first = self._note(self._folder_of_images() / self._image_key(image))
+        other = self._bound(first or own)
+        if other == own:
             return own
-        other = self._bound(min(copies))
-        has_cases = any(info.patient_key == own for info in infos)
-        if has_cases and self.split_of(own) is not self.split_of(other):
+        if self._note(self._root / "patients" / own) is None:
+            self._keep_note(self._root / "patients" / own, other)
+            return self._bound(own)
+        if self.split_of(own) is not self.split_of(other):
             message = (
-                "the same images are in the casebook as another patient's, on the other side of training and "
-                "hold-out; withdraw the corrections of one of the two"
+                "the same images came as another patient's before, on the other side of training and "
+                "hold-out; what either has taught cannot be taken back, so they are not learned from"
             )
             raise CorrectionError(message)
-        if not has_cases and own != other:
-            self._bind(own, other)
-        return self._bound(own)
+        return own
 
     def case_id(
         self, series_instance_uid: SeriesInstanceUid, *, stack: str = "", model_name: str = ""
@@ -201,7 +206,7 @@ class Casebook:
         return Split.HOLD_OUT if step < self._threshold else Split.TRAINING
 
     def add(self, case: Case) -> None:
-        """Keep a case; one of the same id is replaced, and stays as an earlier version.
+        """Keep a case; one of the same id is replaced, and stays beside it until the next.
 
         Adding the same case again changes nothing. When this returns, the case survives a power cut.
 
@@ -219,7 +224,10 @@ class Casebook:
         folder = self._folder(case.case_id)
         versions = folder / "versions"
         with durable.translated(folder):
-            if (folder / "case.json").exists() and _read_description(folder) == description:
+            self._keep_note(self._folder_of_images() / description.image_key, case.patient_key)
+            self._keep_note(self._root / "patients" / case.patient_key, case.patient_key)
+            former = _standing(folder)
+            if former == description:
                 return
             versions.mkdir(parents=True, exist_ok=True)
             for made in (self._root / "cases", folder):
@@ -230,6 +238,10 @@ class Casebook:
             durable.sync_folder(versions)
             durable.write(folder / "case.json", (text,))
             durable.sync_folder(folder)
+            stay = {one.arrays_sha256 for one in (former, description) if one}
+            for path in versions.iterdir():  # older ones, and what a writer that died has left
+                if path.stem not in stay:
+                    path.unlink(missing_ok=True)
 
     def remove(self, case_id: str) -> None:
         """Let a case leave, with its earlier versions; one that is not there is no fault."""
@@ -273,25 +285,64 @@ class Casebook:
             info for info in self._infos() if info.model_name == model_name and split in (None, info.split)
         ]
 
+    def count(self) -> int:
+        """Count the cases of all models on both sides without reading them; it may be one too many."""
+        return sum(1 for _ in (self._root / "cases").iterdir())
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Be the only one, of all processes, who makes cases anew from what the database says.
+
+        A case is written before the transaction that counts on it; without turns two could undo each other.
+
+        Raises
+        ------
+        ResourceError
+            The lock cannot be had.
+        """
+        with durable.locked(self._root / "turn.lock"):
+            yield
+
     def _infos(self) -> list[CaseInfo]:
         folders = sorted(path.parent for path in (self._root / "cases").glob("*/case.json"))
-        return [_info(_read_description(folder)) for folder in folders]
+        # A case may leave between the two lines.
+        return [_info(_read_description(folder)) for folder in folders if (folder / "case.json").exists()]
 
     def _bound(self, patient_key: str) -> str:
         """The key of the patient that this one turned out to be, or itself."""
-        path = self._root / "patients" / patient_key
+        return self._note(self._root / "patients" / patient_key) or patient_key
+
+    def _note(self, path: Path) -> str | None:
         try:
             return path.read_text(encoding="ascii").strip()
         except FileNotFoundError:
-            return patient_key
+            return None
 
-    def _bind(self, patient_key: str, other: str) -> None:
-        path = self._root / "patients" / patient_key
+    def _keep_note(self, path: Path, patient_key: str) -> None:
+        """Keep the key of a patient under a name, for ever; who comes later changes nothing."""
         with durable.translated(path):
+            if path.exists():
+                return
             path.parent.mkdir(exist_ok=True)
             durable.sync_folder(self._root)
-            durable.write_once(path, other.encode())
+            durable.write_once(path, patient_key.encode())
             durable.sync_folder(path.parent)
+
+    def _folder_of_images(self) -> Path:
+        """Where it stands who came with which images; in a casebook from before, the cases in it tell."""
+        folder = self._root / "images"
+        if folder.is_dir():
+            return folder
+        made = self._root / "images.new"
+        for info in self._infos():
+            self._keep_note(self._root / "patients" / info.patient_key, info.patient_key)
+            if info.image_key:
+                self._keep_note(made / info.image_key, info.patient_key)
+        with durable.translated(folder):
+            made.mkdir(exist_ok=True)
+            made.replace(folder)
+            durable.sync_folder(self._root)
+        return folder
 
     def _image_key(self, image: npt.NDArray[np.float32]) -> str:
         """Keyed hash of shape and voxels of an image."""
@@ -429,6 +480,14 @@ def _read_description(folder: Path) -> _Description:
     except ValidationError as error:
         message = f"the description of case {folder.name} is damaged ({error.error_count()} faults)"
         raise CorrectionError(message) from error
+
+
+def _standing(folder: Path) -> _Description | None:
+    """The description of the case that stands; None where there is none, or where it is damaged."""
+    try:
+        return _read_description(folder)
+    except CorrectionError:
+        return None
 
 
 def _read_marker(path: Path) -> _Marker:

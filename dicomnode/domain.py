@@ -23,8 +23,10 @@ SegmentSopClasses = frozenset(
 
 STRUCTURE_SET_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 """RT Structure Set Storage."""
-CorrectionSopClasses = SegmentSopClasses | {STRUCTURE_SET_SOP_CLASS}
-"""The objects in which a reader's correction may come back."""
+KEY_OBJECT_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.88.59"
+"""Key Object Selection Document Storage."""
+CorrectionSopClasses = SegmentSopClasses | {STRUCTURE_SET_SOP_CLASS, KEY_OBJECT_SOP_CLASS}
+"""The objects in which a reader's word on a result may come back."""
 
 
 class SeriesState(StrEnum):
@@ -110,6 +112,7 @@ class Recognition(StrEnum):
     PROBABLE_CORRECTION = "probable_correction"
     NEW_ANNOTATION = "new_annotation"
     FOREIGN = "foreign"
+    REJECTED = "rejected"  # a note that takes results of ours out of use
 
 
 class CorrectionState(StrEnum):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -65,6 +66,22 @@ def publish(part: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part.replace(path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that one thread of all processes has at a time; a process that dies lets go of it.
+
+    Raises
+    ------
+    ResourceError
+        The file cannot be made or locked.
+    """
+    with contextlib.ExitStack() as opened:
+        with translated(path):
+            file = opened.enter_context(path.open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sync_file(path: Path) -> None:

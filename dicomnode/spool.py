@@ -336,13 +336,14 @@ class Spool:
         path = self.path_of(instance)
         try:
             ds = read_part_10(path)
+            found = ds.get("SOPInstanceUID")
         except FileNotFoundError as error:
             message = f"the file of instance {instance.sop_instance_uid} is not in the spool: {instance.path}"
             raise UnreadableInstanceError(message) from error
         except _PARSE_ERRORS as error:
             message = f"the file of instance {instance.sop_instance_uid} cannot be read: {error}"
             raise UnreadableInstanceError(message) from error
-        if ds.get("SOPInstanceUID") != instance.sop_instance_uid:
+        if found != instance.sop_instance_uid:
             message = (
                 f"the file of instance {instance.sop_instance_uid} is damaged: it names another instance"
             )

@@ -4,8 +4,8 @@ Each object is made with what is to become of it. Masks are (slice, row, column)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import cycle
 
@@ -27,7 +27,7 @@ from dicomnode.imaging import rtstruct_write, seg_write
 from dicomnode.imaging.findings import Findings, Run, measure
 from dicomnode.imaging.series import to_volume
 from tests.imaging_builders import NOW, item, reread
-from tests.pipeline_builders import BACK, FRONT, MODEL, Mask, tiny_segments
+from tests.pipeline_builders import BACK, FRONT, MODEL, Mask, mr_series, tiny_segments
 
 LABELS = (FRONT, BACK)
 Masks = dict[str, Mask]
@@ -73,6 +73,36 @@ class Entry:
     sender: str = "PACS"
     doubt: str = ""  # a part of the reason why it is held
     made: datetime | None = None  # by the reader, before it came
+
+
+# Series.
+
+
+def tilted(images: list[Dataset], tilt_mm: float) -> list[Dataset]:
+    for k, ds in enumerate(images):
+        x, y, z = ds.ImagePositionPatient
+        ds.ImagePositionPatient = [x, float(y) + tilt_mm * k, z]
+    return images
+
+
+def with_a_scout(images: list[Dataset]) -> list[Dataset]:
+    """The same series with a second stack, of images of another size."""
+    scouts = mr_series(99, patient_id=str(images[0].PatientID), shape=(8, 16, 14))
+    for number, ds in enumerate(scouts, start=100):
+        ds.StudyInstanceUID, ds.SeriesInstanceUID = images[0].StudyInstanceUID, images[0].SeriesInstanceUID
+        ds.InstanceNumber = number
+    return [*images, *scouts]
+
+
+def on_grid(labels: np.ndarray, tilt_mm: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Row r of the grid shows, on slice k, the row of a pixel of 1 mm that lies nearest to r - k tilts."""
+    grid = np.zeros(shape, np.uint8)
+    for k in range(shape[0]):
+        for row in range(shape[1]):
+            nearest = round(row - tilt_mm * k)
+            if 0 <= nearest < labels.shape[1]:
+                grid[k, row] = labels[k, nearest]
+    return grid
 
 
 # Our objects, as they come back.
@@ -421,3 +451,27 @@ def with_background(ds: Dataset) -> Dataset:
 def is_plain(source: Source) -> bool:
     """Answer whether a series is a plain column of slices, which `findings_of` takes."""
     return source.tilt_mm == 0
+
+
+def in_our_series(ds: Dataset, source: Source) -> Dataset:
+    ds.SeriesInstanceUID = source.sent[ResultForm.SEG].SeriesInstanceUID
+    return ds
+
+
+def in_place(ds: Dataset, source: Source) -> Dataset:
+    """Under the UIDs of ours of the same class."""
+    (ours,) = (sent for sent in source.sent.values() if sent.SOPClassUID == ds.SOPClassUID)
+    ds.SeriesInstanceUID = ours.SeriesInstanceUID
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = ours.SOPInstanceUID
+    return ds
+
+
+def dated(entry: Entry, generator: np.random.Generator) -> Entry:
+    """Let a third of the drawings be made days before they come, in another order."""
+    if generator.random() > 1 / 3:
+        return entry
+    made = datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=int(generator.integers(86400)))
+    prefix = "StructureSet" if "StructureSetLabel" in entry.ds else "Content"
+    setattr(entry.ds, f"{prefix}Date", made.strftime("%Y%m%d"))
+    setattr(entry.ds, f"{prefix}Time", made.strftime("%H%M%S"))
+    return replace(entry, made=made)

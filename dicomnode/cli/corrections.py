@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from dicomnode import node
 from dicomnode.cli.feedback import feedback
@@ -49,7 +50,7 @@ def list_(
     columns = ("number", "received", "recognised as", "state", "series", "labels", "split", "trained in")
     console.print(table("Corrections", columns, (_row(record) for record in records)))
     if unread:
-        rows = ((row.id, row.created_at, row.state, row.reason) for row in unread)
+        rows = ((row.id, row.created_at, row.state, escape(row.reason)) for row in unread)
         console.print(table("Not read", ("job", "received", "state", "reason"), rows))
     if any(record.state is CorrectionState.HELD for record in records):
         console.print(
@@ -102,7 +103,7 @@ def refuse(number: NumberArgument, by: ByOption = "", config: ConfigOption = Non
     """Let a correction that is held never count; it stays on record."""
     settings = load_node_settings(config)
     with node.opened_tools(settings) as tools:
-        tools.store.corrections.refuse(number, by=by, now=tools.now())
+        review.refuse(number, tools, by=by)
     console.print(f"correction {number} is refused")
 
 
@@ -115,7 +116,7 @@ def withdraw(number: NumberArgument, by: ByOption = "", config: ConfigOption = N
     settings = load_node_settings(config)
     with node.opened_tools(settings) as tools:
         record = review.get(number, tools)
-        digest = tools.store.corrections.withdraw(number, by=by, now=tools.now())
+        digest = review.withdraw(number, tools, by=by)
         row = node.run_job(settings, tools, JobKind.INGEST_CORRECTION, digest)
     _print_end(row, f"correction {number} is withdrawn")
     if record.trained_in:
@@ -129,8 +130,9 @@ def _print_end(row: JobRow, in_words: str) -> None:
 
 
 def _unread(store: Store, limit: int) -> list[JobRow]:
-    rows = store.jobs.list(kind=JobKind.INGEST_CORRECTION, limit=limit)
-    return [row for row in rows if row.state is not JobState.DONE]
+    states = [state for state in JobState if state is not JobState.DONE]
+    kind = JobKind.INGEST_CORRECTION
+    return [row for state in states for row in store.jobs.list(state=state, kind=kind, limit=limit)]
 
 
 def _row(record: CorrectionRecord) -> tuple[object, ...]:
@@ -141,7 +143,7 @@ def _row(record: CorrectionRecord) -> tuple[object, ...]:
         record.recognition,
         f"{record.state}, replaced" if record.replaced else record.state,
         record.source_series_uid,
-        "\n".join([*scores, *record.doubts]) or "; ".join(record.reasons),
+        escape("\n".join([*scores, *record.doubts]) or "; ".join(record.reasons)),
         record.split,
         record.trained_in,
     )

@@ -5,6 +5,7 @@ pydicom decodes an element when it is first looked at, and raises then. These fu
 """
 
 import re
+import struct
 from functools import cache
 
 import numpy as np
@@ -21,12 +22,15 @@ FloatArray = NDArray[np.float64]
 UNREADABLE = (
     AttributeError,
     BytesLengthException,
+    EOFError,
     KeyError,
     NotImplementedError,
     OSError,
     OverflowError,
+    RecursionError,
     TypeError,
     ValueError,
+    struct.error,
 )
 """What pydicom raises on an element that does not hold what its value representation says."""
 

@@ -123,6 +123,16 @@ def author(ds: Dataset, sender: str) -> str:
     return sender
 
 
+def names_model(ds: Dataset, model_name: str) -> bool:
+    """Answer whether an object names a model as the algorithm of a segment.
+
+    By its name, or as our contours do: by the description of our series (`result_header.series_description`).
+    """
+    folded = model_name.casefold()
+    names = [name.casefold() for _, name in _algorithms(ds)]
+    return any(name == folded or name.startswith(f"ai {folded} ") for name in names)
+
+
 _TOOL_NAMES = frozenset({"", "slicer", "mitk", "reader1", "dicomnode", "anonymous"})
 
 
@@ -217,15 +227,10 @@ def _is_by_another_algorithm(received: Dataset, known: Known) -> bool:
     if not algorithms or any(kind != "AUTOMATIC" for kind, _ in algorithms):
         return False
     names = {name.casefold() for _, name in algorithms}
-    if any(_is_our_name(name, known.model_name.casefold()) for name in names):
+    if names_model(received, known.model_name):
         return False
     is_viewer = attributes.text(received, "Manufacturer").casefold() in _VIEWER_MANUFACTURERS
     return not (names <= _VIEWER_ALGORITHMS and (is_viewer or is_dcmjs(received)))
-
-
-def _is_our_name(name: str, model_name: str) -> bool:
-    """Recognise a model by its name, else by how our contours name it (`series_description`)."""
-    return name == model_name or name.startswith(f"ai {model_name} ")
 
 
 def _algorithms(ds: Dataset) -> Iterator[tuple[str, str]]:

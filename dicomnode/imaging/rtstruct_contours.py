@@ -121,6 +121,8 @@ def _points(contour: Dataset, *, name: str, limits: Limits) -> FloatArray:
     raw = contour.get_item(_CONTOUR_DATA, keep_deferred=True)
     if isinstance(raw, RawDataElement) and (raw.length or 0) > 3 * _LONGEST_NUMBER * MAXIMUM_CONTOUR_POINTS:
         raise CorrectionError(f"{name} has {raw.length} bytes of coordinates")
+    if isinstance(raw, RawDataElement) and (raw.value or b"").count(b"\\") >= 3 * MAXIMUM_CONTOUR_POINTS:
+        limits.add(points=MAXIMUM_CONTOUR_POINTS + 1)
     values = attributes.numbers(contour, "ContourData")
     if values is None:
         raise CorrectionError(f"{name}: its coordinates are no finite numbers")

@@ -19,6 +19,11 @@ DEFECTS: Mapping[str, Remark] = {
         reason="the union of several structures is taken",
         doubt="several structures are this label; they were joined",
     ),
+    "structure_repeated": Remark(
+        factor=0.5,
+        reason="all contours under one number are taken together; some may belong to another structure",
+        doubt="its contours are listed in several places, some of which may be meant for another structure",
+    ),
     "contours_not_closed": Remark(factor=0.9, reason="points and open lines enclose nothing; left out"),
     "contours_degenerate": Remark(
         factor=0.95,

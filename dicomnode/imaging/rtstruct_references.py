@@ -8,7 +8,7 @@ from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes
 from dicomnode.imaging.contour_planes import ContourPlanes
 from dicomnode.imaging.rtstruct_contours import Limits, read_contours
-from dicomnode.imaging.rtstruct_rois import structure_set_name
+from dicomnode.imaging.rtstruct_rois import check_count, structure_set_name
 from dicomnode.imaging.stack_choice import choose_stack
 from dicomnode.imaging.stacks import Stack
 
@@ -37,7 +37,13 @@ def referenced_series(ds: Dataset) -> str | None:
 
 
 def referenced_instances(ds: Dataset) -> frozenset[str]:
-    """SOP Instance UIDs of all images that the contours or the header of a structure set refer to."""
+    """SOP Instance UIDs of all images that the contours or the header of a structure set refer to.
+
+    Raises
+    ------
+    CorrectionError
+        It has more structures than are read.
+    """
     listed = [reference for references in _listed(ds).values() for reference in references]
     return frozenset(_uids(listed) | _uids(_contour_images(ds)))
 
@@ -72,9 +78,11 @@ def _listed(ds: Dataset) -> dict[str, list[Dataset]]:
 
 
 def _contour_images(ds: Dataset) -> list[Dataset]:
+    rois = attributes.items(ds, "ROIContourSequence")
+    check_count(ds, len(rois))
     return [
         image
-        for roi in attributes.items(ds, "ROIContourSequence")
+        for roi in rois
         for contour in attributes.items(roi, "ContourSequence")
         for image in attributes.items(contour, "ContourImageSequence")
     ]

@@ -63,7 +63,9 @@ def listed_rois(
             label=labels[number].label,
             frame_of_reference_uid=attributes.text(item, "ReferencedFrameOfReferenceUID") or default,
             contour_items=tuple(contours.get(number, ())),
-            flags=labels[number].flags | _conflict(item, observations.get(number, ()), card),
+            flags=labels[number].flags
+            | _conflict(item, observations.get(number, ()), card)
+            | ({"structure_repeated"} if len(contours.get(number, ())) > 1 else set()),
         )
         for number, item in items.items()
     ]
@@ -85,7 +87,7 @@ def _numbered(ds: Dataset) -> dict[int, Dataset]:
         if number is None or number in numbered:
             raise CorrectionError(f"{structure_set_name(ds)}: ROI number {number} is missing or listed twice")
         numbered[number] = item
-    _check_count(ds, len(items))
+    check_count(ds, len(items))
     return numbered
 
 
@@ -93,7 +95,7 @@ def _by_number(ds: Dataset, keyword: str) -> dict[int, list[Dataset]]:
     items = attributes.items(ds, keyword)
     if not items and attributes.has_value(ds, keyword):
         raise CorrectionError(f"{structure_set_name(ds)}: its {keyword} cannot be read")
-    _check_count(ds, len(items))
+    check_count(ds, len(items))
     found: dict[int, list[Dataset]] = defaultdict(list)
     for item in items:
         number = attributes.integer(item, "ReferencedROINumber")
@@ -104,7 +106,8 @@ def _by_number(ds: Dataset, keyword: str) -> dict[int, list[Dataset]]:
     return dict(found)
 
 
-def _check_count(ds: Dataset, count: int) -> None:
+def check_count(ds: Dataset, count: int) -> None:
+    """Refuse more structures than are read, before anything of them is decoded."""
     if count > MAXIMUM_ROIS:
         raise CorrectionError(
             f"{structure_set_name(ds)} has {count} structures, at most {MAXIMUM_ROIS} are read"

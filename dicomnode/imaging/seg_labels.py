@@ -19,6 +19,9 @@ VOID_TYPES = frozenset({"T-D0050", "85756007"})
 CODELESS_MANUFACTURERS = frozenset({"MONAI Consortium"})
 """MONAI Label gives the code of the spleen to every segment."""
 
+MAXIMUM_SEGMENTS = 4096
+"""Of one object; the largest atlases have some hundreds."""
+
 _SEGMENT_NUMBER_TAG = 0x0062000B
 _ABSENT = ("", "")
 
@@ -68,7 +71,7 @@ def listed_segments(
     Raises
     ------
     CorrectionError
-        There is no Segment Sequence, or a number is missing or listed twice.
+        There is no Segment Sequence, or a number is missing or listed twice, or they are too many.
     """
     items = _numbered_items(ds)
     background = {number for number, item in items.items() if _is_background(ds, number, item)}
@@ -108,6 +111,10 @@ def _numbered_items(ds: Dataset) -> dict[int, Dataset]:
     items = attributes.items(ds, "SegmentSequence")
     if not items:
         raise CorrectionError(f"{segmentation_name(ds)} lists no segments")
+    if len(items) > MAXIMUM_SEGMENTS:
+        raise CorrectionError(
+            f"{segmentation_name(ds)} lists {len(items)} segments, at most {MAXIMUM_SEGMENTS} are read"
+        )
     numbered: dict[int, Dataset] = {}
     for item in items:
         number = attributes.integer(item, "SegmentNumber")

@@ -21,6 +21,8 @@ from dicomnode.imaging.seg_labels import is_label_map
 MAXIMUM_PIXELS = 2**32
 """Rows x Columns x Frames of one object: 16 thousand frames of 512 x 512."""
 MAXIMUM_FRAMES = 100_000
+MAXIMUM_FRAME_PIXELS = 2**25
+"""Rows x Columns, more than of the largest mammograms: a frame of a few bytes may unpack to so many."""
 
 _DECODING_ERRORS = (*attributes.UNREADABLE, EOFError, IndexError, RuntimeError, struct.error, zlib.error)
 
@@ -54,6 +56,10 @@ def checked_size(ds: Dataset) -> tuple[int, int, int]:
         raise CorrectionError(
             f"{name} claims {frames} frames of {rows} x {columns}; "
             f"at most {MAXIMUM_FRAMES} frames and {MAXIMUM_PIXELS} pixels are read"
+        )
+    if rows * columns > MAXIMUM_FRAME_PIXELS:
+        raise CorrectionError(
+            f"{name} claims frames of {rows} x {columns}, at most {MAXIMUM_FRAME_PIXELS} pixels are read"
         )
     bits, samples = attributes.integer(ds, "BitsAllocated"), attributes.integer(ds, "SamplesPerPixel")
     if bits not in {1, 8, 16}:

@@ -18,6 +18,7 @@ from dicomnode.domain import ModelCard, SegmentSopClasses
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import attributes, seg_confidence
 from dicomnode.imaging.attributes import segmentation_name
+from dicomnode.imaging.codestreams import Stored
 from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import BoolArray
 from dicomnode.imaging.seg_canvas import MAXIMUM_MASK_VOXELS, Canvas
@@ -126,7 +127,7 @@ class _Frames:
         threshold = self._threshold()
         for index, pixels in enumerate(iter_frames(self._ds)):
             if self._is_label_map:
-                for number in np.flatnonzero(np.bincount(pixels[pixels != 0])).tolist():
+                for number in _values_in(pixels):
                     if number != attributes.integer(self._ds, "PixelPaddingValue"):
                         yield index, number, pixels == number
             else:
@@ -139,6 +140,15 @@ class _Frames:
             return 1
         self.flags.add("fractional")
         return fraction_threshold(self._ds)
+
+
+def _values_in(pixels: Stored) -> list[int]:
+    """Give the values of a frame but 0, row by row: to look up a pixel takes eight bytes of memory."""
+    is_there: BoolArray = np.zeros(np.iinfo(pixels.dtype).max + 1, np.bool_)
+    for row in pixels:
+        is_there[row] = True
+    is_there[0] = False
+    return np.flatnonzero(is_there).tolist()
 
 
 def _check_object(ds: Dataset, series_uid: str) -> None:

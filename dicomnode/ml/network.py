@@ -1,5 +1,7 @@
 """Build the network that a plan describes, and move weights in and out of it."""
 
+from functools import lru_cache
+
 import torch
 from monai.networks.nets.dynunet import DynUNet
 from torch import nn
@@ -38,6 +40,7 @@ def tensors_of(network: nn.Module) -> weights.Tensors:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named}
 
 
+@lru_cache(maxsize=16)
 def schema(plan: NetworkPlan) -> weights.Schema:
     """Say which tensors the weights of this network consist of, without drawing any."""
     with torch.device("meta"):

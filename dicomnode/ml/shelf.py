@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from dicomnode import durable
-from dicomnode.domain import ModelVersion
+from dicomnode.domain import ModelCard, ModelVersion
 from dicomnode.errors import ModelFormatError
 from dicomnode.ml import inference, package
 from dicomnode.ml.inference import LoadedModel
@@ -28,6 +28,7 @@ class ModelShelf:
         self._device = device
         self._keep = keep_loaded
         self._loaded: OrderedDict[ModelVersion, LoadedModel] = OrderedDict()
+        self._cards: dict[ModelVersion, ModelCard] = {}
         self._lock = threading.Lock()
         root.mkdir(parents=True, exist_ok=True)
 
@@ -67,6 +68,12 @@ class ModelShelf:
         if not folder.is_dir():
             raise ModelFormatError(f"model {version} is not on this site's shelf: {folder} is missing")
         return package.read(folder)
+
+    def card(self, version: ModelVersion) -> ModelCard:
+        """Tell a version's labels; read and checked once per process, since a version never changes."""
+        if version not in self._cards:
+            self._cards[version] = self.package(version).card
+        return self._cards[version]
 
     def folder(self, version: ModelVersion) -> Path:
         """Where a version stands, whether or not it is there."""

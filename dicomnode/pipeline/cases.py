@@ -7,11 +7,12 @@ import numpy as np
 import structlog
 
 from dicomnode.casebook import Case, CaseInfo
-from dicomnode.domain import Split
+from dicomnode.domain import CorrectionState, Decision, Split
 from dicomnode.errors import CorrectionError, InputError
 from dicomnode.imaging import attributes, corrections, received
 from dicomnode.imaging.corrections import Merged, Spoken
 from dicomnode.imaging.decoded import Decoded
+from dicomnode.imaging.mirror import SLICES_TURNED
 from dicomnode.imaging.regrid import backed_slices, mask_to_image
 from dicomnode.pipeline.reading import Judged, Masks, Reading, judge, read
 from dicomnode.pipeline.tools import Tools
@@ -25,6 +26,8 @@ class Contribution:
     """What one correction that stands says of its series, on the grid of the image."""
 
     correction_id: int | None  # None: it is being read just now
+    instance_id: int  # in the order of arrival
+    sop_instance_uid: str
     order: str  # when the reader made it, else when it came
     spoken: tuple[Spoken, ...]
 
@@ -48,13 +51,13 @@ def spoken_of(reading: Reading, judged: Judged, tools: Tools) -> Decoded:
     if not tools.corrections.absence_means_empty or not received.is_whole_save(reading.ds):
         return judged.decoded
     corrects = judged.found.corrects
-    return corrections.with_absent_emptied(
-        judged.decoded, reading.card, corrects=corrects.labels if corrects else None
-    )
+    if corrects is None:  # drawn anew: labels that are not there were never before the reader
+        return judged.decoded
+    return corrections.with_absent_emptied(judged.decoded, reading.card, corrects=corrects.labels)
 
 
 def contribution(
-    reading: Reading, judged: Judged, tools: Tools, *, correction_id: int | None = None
+    reading: Reading, judged: Judged, tools: Tools, *, instance_id: int, correction_id: int | None = None
 ) -> Contribution:
     """Say what a correction teaches, slice by slice; slices that nobody received weigh nothing."""
     stack = reading.stack
@@ -70,6 +73,8 @@ def contribution(
     made = received.content_time(reading.ds)
     return Contribution(
         correction_id=correction_id,
+        instance_id=instance_id,
+        sop_instance_uid=reading.received.sop_instance_uid,
         order=min(made, came) if made else came,  # a clock that runs ahead does not go before later ones
         spoken=tuple(replace(one, weights=one.weights * backed) for one in said),
     )
@@ -91,7 +96,7 @@ def build(reading: Reading, judged: Judged, contributions: Sequence[Contribution
     CorrectionError
         The images are in the casebook as another patient's, on the other side.
     """
-    ordered = sorted(contributions, key=lambda one: (one.order, _number(one.correction_id)))
+    ordered = _heard(sorted(contributions, key=lambda one: (one.order, one.instance_id)))
     merged = corrections.merge(
         _on_image(judged.prediction, reading),
         [one.spoken for one in ordered],
@@ -104,12 +109,19 @@ def build(reading: Reading, judged: Judged, contributions: Sequence[Contribution
 
 
 def others_standing(reading: Reading, instance_id: int | None, tools: Tools) -> list[Contribution]:
-    """Read again the other corrections of the same stack for the same model that were kept."""
+    """Read again the other corrections of the same stack for the same model that were kept.
+
+    Those that have nothing left to say say nothing: one correction more gives them no word back.
+    """
     found = []
+    case = case_id(reading, tools)
     for record in tools.store.corrections.kept_of(reading.source_uid, model_name=reading.card.name):
-        if record.stack == reading.stack.name and record.instance_id != instance_id:
-            again, judged = read_again(record, tools)
-            found.append(contribution(again, judged, tools, correction_id=record.id))
+        if record.case_id != case or record.instance_id == instance_id:
+            continue
+        if record.replaced:
+            found.append(_silent(record))
+        else:
+            found.append(_contribution_of(record, *read_again(record, tools), tools))
     return found
 
 
@@ -121,11 +133,13 @@ def read_again(record: CorrectionRecord, tools: Tools) -> tuple[Reading, Judged]
     InputError
         Its file or its images are gone or cannot be read.
     """
-    instance = tools.store.series.instance(str(record.instance_id))
-    if instance is None or record.source_series_uid is None:
+    if record.source_series_uid is None:
+        raise CorrectionError(f"the images of correction {record.id} never came: {'; '.join(record.reasons)}")
+    instance = None if record.instance_id is None else tools.store.series.instance(record.instance_id)
+    if instance is None:
         raise CorrectionError(f"the file of correction {record.id} is no longer known")
     reading = read(instance, record.source_series_uid, tools)
-    return reading, judge(reading, tools, decision=record.decision)
+    return reading, judge(reading, tools, decision=_decision(record))
 
 
 def case_id(reading: Reading, tools: Tools) -> str:
@@ -135,6 +149,8 @@ def case_id(reading: Reading, tools: Tools) -> str:
 
 def keep_quota(model_name: str, tools: Tools) -> tuple[str, ...]:
     """Let training cases above the quota leave the casebook; gives those that left."""
+    if tools.casebook.count() <= tools.training.maximum_cases:
+        return ()
     infos = tools.casebook.cases(model_name=model_name, split=Split.TRAINING)
     untrained = frozenset(tools.store.corrections.untrained_cases(model_name))
     leaving = above_quota(infos, untrained=untrained, maximum=tools.training.maximum_cases)
@@ -172,17 +188,68 @@ def without(record: CorrectionRecord, tools: Tools) -> Built | None:
 
     Where they cannot be read again any more the case leaves too, so that nothing withdrawn is learned from.
     """
+    left = []
+    latest = None
+    kept = tools.store.corrections.kept_of(record.source_series_uid or "", model_name=record.model_name)
     try:
-        reading, judged = read_again(record, tools)
-        left = others_standing(reading, record.instance_id, tools)
-        return build(reading, judged, left, tools) if left else None
+        for one in kept:
+            if one.case_id == record.case_id and one.id != record.id:
+                latest = read_again(one, tools)
+                left.append(_contribution_of(one, *latest, tools))
+        return None if latest is None else build(*latest, left, tools)
     except InputError as error:
         log.warning("case leaves, it cannot be made anew", case=record.case_id, reason=str(error))
         return None
 
 
-def _number(correction_id: int | None) -> float:
-    return float("inf") if correction_id is None else correction_id
+def _heard(ordered: Sequence[Contribution]) -> list[Contribution]:
+    """Let only the newest variant speak of what came under one UID, and who says the same again be silent.
+
+    An archive may send an object once more in another encoding, or a viewer overwrite what it saved before.
+    """
+    heard: list[Contribution] = []
+    for one in ordered:
+        mine = one
+        for index, earlier in enumerate(heard):
+            is_variant = earlier.sop_instance_uid == one.sop_instance_uid
+            if not earlier.spoken or not (is_variant or earlier.order == one.order):
+                continue
+            if _say_the_same(earlier, one):
+                mine = replace(one, spoken=())
+            elif is_variant:
+                heard[index] = replace(earlier, spoken=())
+        heard.append(mine)
+    return heard
+
+
+def _say_the_same(one: Contribution, other: Contribution) -> bool:
+    return [said.label for said in one.spoken] == [said.label for said in other.spoken] and all(
+        np.array_equal(a.weights, b.weights) and np.array_equal(a.mask, b.mask)
+        for a, b in zip(one.spoken, other.spoken, strict=True)
+    )
+
+
+def _contribution_of(
+    record: CorrectionRecord, reading: Reading, judged: Judged, tools: Tools
+) -> Contribution:
+    return contribution(reading, judged, tools, instance_id=record.instance_id or 0, correction_id=record.id)
+
+
+def _silent(record: CorrectionRecord) -> Contribution:
+    return Contribution(
+        correction_id=record.id,
+        instance_id=record.instance_id or 0,
+        sop_instance_uid=record.sop_instance_uid,
+        order="",
+        spoken=(),
+    )
+
+
+def _decision(record: CorrectionRecord) -> Decision:
+    """What was decided of a correction, by a person or by the rule of that day: settings may change."""
+    if record.decision is not Decision.NONE or record.state is CorrectionState.HELD:
+        return record.decision
+    return Decision.MIRRORED if SLICES_TURNED in record.reasons else Decision.AS_READ
 
 
 def _case(reading: Reading, merged: Merged, tools: Tools) -> Case:

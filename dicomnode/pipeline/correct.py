@@ -1,5 +1,6 @@
 """A segmentation came in: recognise it, compare it with our prediction, keep it as a training case."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -43,26 +44,42 @@ def ingest_correction(job: Job, tools: Tools) -> None:
     instance = tools.store.series.instance(job.subject)
     if instance is None:
         raise CorrectionError(f"no instance {job.subject} is known")
+    with tools.casebook.turn():
+        record = _ingest(job, instance, tools)
+    if record is not None:
+        _follow_up(record, tools)
+
+
+def _ingest(job: Job, instance: StoredInstance, tools: Tools) -> CorrectionRecord | None:
+    """Record what an object is; None where that was not done, or not now."""
     earlier = tools.store.corrections.of_instance(int(job.subject))
     if earlier is not None and earlier.state is CorrectionState.WITHDRAWN:
         _withdraw(job, earlier, tools)
-        return
+        return None
     (ds,) = tools.spool.read([instance])
     source_uid = source_series(ds, tools)
     if source_uid is not None and tools.store.series.state(source_uid) in _UNFINISHED:
         _wait(job, instance, f"waits until series {source_uid} is complete and segmented", tools)
-        return
+        return None
     if source_uid is None or not images.are_here(source_uid, tools):
         if concerns_no_model(ds, tools):
             _note_foreign(job, instance, tools)
         else:
             _park(job, instance, source_uid, tools)
-        return
+        return None
     reading = read(instance, source_uid, tools)
     judged = judge(reading, tools, decision=earlier.decision if earlier else Decision.NONE)
+    judged = replace(judged, doubts=(*judged.doubts, *_taken_back(judged, instance, int(job.subject), tools)))
+    return _keep(job, reading, judged, earlier, tools)
+
+
+def _keep(
+    job: Job, reading: Reading, judged: Judged, earlier: CorrectionRecord | None, tools: Tools
+) -> CorrectionRecord:
+    """Put an object that was read where it belongs: case, picture, row."""
     state = _state(judged, earlier)
     if state is CorrectionState.HELD:
-        picture.keep(reading, judged, instance_id=int(job.subject), tools=tools)
+        picture.keep(reading, judged, picture.path_of(int(job.subject), tools.pictures))
     built = _build(reading, judged, int(job.subject), tools) if state is CorrectionState.KEPT else None
     record = _record(reading, judged, state, built, int(job.subject), tools)
     if built is not None:
@@ -75,7 +92,17 @@ def ingest_correction(job: Job, tools: Tools) -> None:
         replaced=built.replaced if built else frozenset(),
         notes=_notes(record, judged),
     )
-    _follow_up(record, tools)
+    return record
+
+
+def _taken_back(judged: Judged, instance: StoredInstance, instance_id: int, tools: Tools) -> tuple[str, ...]:
+    """Say that a person has decided against what came under the same UID before, in other bytes."""
+    before = tools.store.corrections.by_sop_uid(instance.sop_instance_uid)
+    if before is None or before.instance_id == instance_id or judged.found.kind not in _TEACHING:
+        return ()
+    if before.state not in {CorrectionState.WITHDRAWN, CorrectionState.REFUSED}:
+        return ()
+    return (f"an object of the same UID was {before.state} before (correction {before.id})",)
 
 
 def _park(job: Job, instance: StoredInstance, source_uid: SeriesInstanceUid | None, tools: Tools) -> None:
@@ -128,7 +155,7 @@ def _withdraw(job: Job, record: CorrectionRecord, tools: Tools) -> None:
         )
     else:
         tools.casebook.remove(record.case_id)
-        tools.store.jobs.finish(job, now=tools.now(), reason="nothing is left of its case")
+        tools.store.corrections.abandon_case(job, record.case_id, now=tools.now())
 
 
 def _state(judged: Judged, earlier: CorrectionRecord | None) -> CorrectionState:
@@ -143,7 +170,7 @@ def _state(judged: Judged, earlier: CorrectionRecord | None) -> CorrectionState:
 def _build(reading: Reading, judged: Judged, instance_id: int, tools: Tools) -> Built:
     """The case of the series with this correction in it."""
     others = cases.others_standing(reading, instance_id, tools)
-    mine = cases.contribution(reading, judged, tools)
+    mine = cases.contribution(reading, judged, tools, instance_id=instance_id)
     return cases.build(reading, judged, [*others, mine], tools)
 
 
@@ -200,7 +227,8 @@ def _follow_up(record: CorrectionRecord, tools: Tools) -> None:
     if record.state is CorrectionState.HELD:
         log.warning("correction held", sop_instance_uid=record.sop_instance_uid, reasons=record.doubts)
     if record.state is CorrectionState.KEPT:
-        left = cases.keep_quota(record.model_name, tools)
+        with tools.casebook.turn():
+            left = cases.keep_quota(record.model_name, tools)
         if left:
             log.info("cases left the casebook", model=record.model_name, cases=len(left))
         note_drift(record.model_name, tools)

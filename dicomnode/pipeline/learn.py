@@ -1,7 +1,7 @@
 """Learn from new corrections: train the version in use, judge the outcome, keep or refuse it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from time import monotonic
@@ -83,7 +83,8 @@ def train_increment(job: Job, tools: Tools) -> None:
     candidate = tools.shelf.add(current, tensors, card_text=_card_text(current, fit, began))
     report = judge(candidate, current, tools)
     judged = Judged(
-        record=_record(candidate, current, report, fit, case_ids, tools),
+        # A later promotion counts as learned what stood when the cases were read, not when this ended.
+        record=replace(_record(candidate, current, report, fit, case_ids, tools), created_at=began),
         verdict=report.verdict,
         reason=report.reason,
         in_words=in_words(candidate.card.version, report),

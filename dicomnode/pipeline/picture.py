@@ -8,7 +8,6 @@ from PIL import Image
 from dicomnode import durable
 from dicomnode.imaging import corrections, difference
 from dicomnode.pipeline.reading import Judged, Reading
-from dicomnode.pipeline.tools import Tools
 
 
 def draw(reading: Reading, judged: Judged) -> Image.Image:
@@ -29,19 +28,17 @@ def draw(reading: Reading, judged: Judged) -> Image.Image:
     )
 
 
-def keep(reading: Reading, judged: Judged, *, instance_id: int, tools: Tools) -> Path:
-    """Draw a correction in quarantine, for the person who decides; gives the file.
+def keep(reading: Reading, judged: Judged, path: Path) -> None:
+    """Draw a correction into a file, for the person who decides.
 
-    It shows the patient's anatomy, so it stays in the site's data folder and may be read by its user only.
+    It shows the patient's anatomy, so that at no moment anybody else than its user may read it.
     """
-    path = path_of(instance_id, tools.pictures)
     buffer = io.BytesIO()
     draw(reading, judged).save(buffer, "PNG")
     with durable.translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.write(path, (buffer.getvalue(),), mode=durable.PRIVATE)
         durable.sync_folder(path.parent)
-    return path
 
 
 def path_of(instance_id: int, pictures: Path) -> Path:

@@ -20,7 +20,7 @@ from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.exchanged import exchanged_labels
 from dicomnode.imaging.identity import BoolArray, voxels_sha256
 from dicomnode.imaging.mirror import MirrorVerdict
-from dicomnode.imaging.recognition import Known, Recognised, SentObject, author, recognise
+from dicomnode.imaging.recognition import Known, Recognised, SentObject, author, names_model, recognise
 from dicomnode.imaging.series import SeriesVolume, stack_volume, supported_images
 from dicomnode.imaging.stacks import Stack, read_stacks
 from dicomnode.pipeline.routing import choose
@@ -83,7 +83,8 @@ def source_series(ds: Dataset, tools: Tools) -> SeriesInstanceUid | None:
     """
     named = received.referenced_series(ds)
     if named is None or tools.store.series.get(named) is None:
-        images = (tools.store.series.instance(uid) for uid in sorted(received.referenced_instances(ds)))
+        uids = sorted(uid for uid in received.referenced_instances(ds) if "." in uid)  # else a row's number
+        images = (tools.store.series.instance(uid) for uid in uids)
         held = {image.series_instance_uid for image in images if image is not None}
         named = held.pop() if len(held) == 1 else named
     return SeriesInstanceUid(named) if named else _fitting_series(ds, tools)
@@ -91,7 +92,7 @@ def source_series(ds: Dataset, tools: Tools) -> SeriesInstanceUid | None:
 
 def concerns_no_model(ds: Dataset, tools: Tools) -> bool:
     """Answer whether an object lists no label of any model of this site: its images are not needed then."""
-    cards = [tools.current_package(name).card for name in tools.model_names]
+    cards = [tools.current_card(name) for name in tools.model_names]
     try:
         return not any(received.labels_listed(ds, card, aliases=tools.corrections.aliases) for card in cards)
     except CorrectionError:
@@ -240,6 +241,9 @@ def _results(ds: Dataset, source_uid: SeriesInstanceUid, tools: Tools) -> list[R
     results = sorted(stored.all_for_series(source_uid), key=lambda result: not result.superseded)
     named = stored.by_sop_uid(attributes.text(ds, "SOPInstanceUID"))
     named = named or stored.by_result_series(attributes.text(ds, "SeriesInstanceUID"))
+    # A Tracking UID is that of a label, whichever model found it: the name of the algorithm goes first.
+    by_name = (one for one in reversed(results) if names_model(ds, _model_of(one)))
+    named = named or next(by_name, None)
     for item in attributes.items(ds, "SegmentSequence"):
         tracking_uid = attributes.text(item, "TrackingUID")
         named = named or (stored.by_tracking_uid(tracking_uid) if tracking_uid else None)
@@ -257,10 +261,10 @@ def _model_of(result: ResultRecord) -> str:
 def _card(stack: Stack, results: Sequence[ResultRecord], tools: Tools) -> ModelCard:
     """Labels to read by: of the model whose result was corrected, else of the one that takes the stack."""
     if results:
-        return tools.shelf.package(results[-1].model_version).card
+        return tools.shelf.card(results[-1].model_version)
     row = tools.store.series.get(stack.series_instance_uid)
     choice = choose([stack], tools.routes, sender=row.sender if row else "")
-    return tools.current_package(choice.route.model).card
+    return tools.current_card(choice.route.model)
 
 
 def _result_of(reading: Reading, corrects: SentObject | None) -> ResultRecord | None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dicomnode import durable
 from dicomnode.domain import Decision, LabelScore
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import corrections
@@ -57,10 +56,7 @@ def look(correction_id: int, tools: Tools, *, picture_path: Path | None = None) 
     record = get(correction_id, tools)
     reading, judged = cases.read_again(record, tools)
     path = picture_path or picture.path_of(record.instance_id or 0, tools.pictures)
-    with durable.translated(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.draw(reading, judged).save(path, "PNG")
-        path.chmod(durable.PRIVATE)
+    picture.keep(reading, judged, path)
     return Review(
         record=record,
         labels=_labels(reading, judged, tools),
@@ -78,7 +74,20 @@ def accept(correction_id: int, tools: Tools, *, by: str, mirrored: bool = False)
         Its slices are in reverse order: they are turned.
     """
     decision = Decision.MIRRORED if mirrored else Decision.AS_READ
-    return tools.store.corrections.decide(correction_id, decision, by=by, now=tools.now())
+    with tools.casebook.turn():
+        return tools.store.corrections.decide(correction_id, decision, by=by, now=tools.now())
+
+
+def refuse(correction_id: int, tools: Tools, *, by: str) -> None:
+    """Let a correction in quarantine never count; not while it is being read."""
+    with tools.casebook.turn():
+        tools.store.corrections.refuse(correction_id, by=by, now=tools.now())
+
+
+def withdraw(correction_id: int, tools: Tools, *, by: str) -> str:
+    """Take a correction back that was kept; gives the digest of the job that makes its case anew."""
+    with tools.casebook.turn():
+        return tools.store.corrections.withdraw(correction_id, by=by, now=tools.now())
 
 
 def get(correction_id: int, tools: Tools) -> CorrectionRecord:

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TypeVar
 
 from dicomnode.casebook import Casebook
-from dicomnode.domain import Destination, JobKind, JobState, ModelVersion
+from dicomnode.domain import Destination, JobKind, JobState, ModelCard, ModelVersion
 from dicomnode.errors import ConfigError, ModelFormatError, ResourceError
 from dicomnode.federation.client import AggregatorClient
 from dicomnode.ml.inference import LoadedModel
@@ -25,7 +25,7 @@ from dicomnode.spool import Spool
 from dicomnode.store import Store
 from dicomnode.store.records import ModelRecord
 
-Readable = TypeVar("Readable", ModelPackage, LoadedModel)
+Readable = TypeVar("Readable", ModelCard, ModelPackage, LoadedModel)
 
 URGENT = frozenset({JobKind.SEGMENT_SERIES, JobKind.INGEST_CORRECTION})
 """What a training steps back for."""
@@ -84,6 +84,10 @@ class Tools:
     def current_package(self, name: str) -> ModelPackage:
         """The version in use, read from the shelf."""
         return self._in_use(name, self.shelf.package)
+
+    def current_card(self, name: str) -> ModelCard:
+        """The labels of the version in use."""
+        return self._in_use(name, self.shelf.card)
 
     def current_model(self, name: str) -> LoadedModel:
         """The version in use, loaded."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, delete, func
@@ -27,6 +27,9 @@ from dicomnode.store.database import Database, insert_new
 from dicomnode.store.leases import end_job, insert_job, revive_ended
 from dicomnode.store.records import CorrectionRecord, Note
 from dicomnode.store.tables import CaseTable, CorrectionScoreTable, CorrectionTable
+
+WITHDRAWN = "correction_withdrawn"
+"""In the audit log."""
 
 
 class CorrectionRows:
@@ -53,8 +56,7 @@ class CorrectionRows:
         Parameters
         ----------
         seen, replaced
-            Numbers of the other corrections that its case was made from, and those of them that have nothing
-            left to say.
+            Numbers of the other corrections that its case was made from; those with nothing left to say.
         notes
             For the audit log.
 
@@ -71,7 +73,7 @@ class CorrectionRows:
                 for row in _kept_rows(session, correction.case_id, seen=seen):
                     row.replaced = row.id in replaced
                     session.add(row)
-                _link_case(session, correction, now)
+                _link_case(session, correction.case_id, correction.source_series_uid or "", now)
             if _upsert(session, job, correction, now):
                 for note in notes:
                     add_entry(session, note.event, note.subject, note.detail, now)
@@ -141,7 +143,7 @@ class CorrectionRows:
             add_entry(session, "correction_refused", row.sop_instance_uid, f"by {by}", now)
 
     def withdraw(self, correction_id: int, *, by: str, now: datetime) -> str:
-        """Take a correction back that was kept; from now on nothing learns from it.
+        """Take a correction back that was kept, with what it replaced under its UID: nothing learns from it.
 
         Returns
         -------
@@ -154,11 +156,11 @@ class CorrectionRows:
         """
         with self._database.writing() as session:
             row = _in_state(session, correction_id, CorrectionState.KEPT)
-            row.state, row.decided_by = CorrectionState.WITHDRAWN, by
-            session.add(row)
-            digest = _read_anew(session, row, f"withdrawn {now.isoformat()}", now=now)
-            add_entry(session, "correction_withdrawn", row.sop_instance_uid, f"by {by}", now)
-            return digest
+            for one in (row, *_replaced_variants(session, row)):
+                one.state, one.decided_by = CorrectionState.WITHDRAWN, by
+                session.add(one)
+                add_entry(session, WITHDRAWN, one.sop_instance_uid, f"by {by}", now)
+            return _read_anew(session, row, f"withdrawn {now.isoformat()}", now=now)
 
     def settle(
         self,
@@ -188,20 +190,28 @@ class CorrectionRows:
             for row in _kept_rows(session, case_id, seen=seen):
                 row.replaced, row.trained_in = row.id in replaced, None
                 session.add(row)
+            _link_case(session, case_id, "", now)
 
     def retire_cases(self, case_ids: Collection[str], *, now: datetime) -> None:
         """Let cases leave that give their place to others; their corrections stay on record."""
         with self._database.writing() as session:
-            session.exec(
-                update(CorrectionTable)
-                .where(
-                    col(CorrectionTable.case_id).in_(case_ids),
-                    col(CorrectionTable.state) == CorrectionState.KEPT,
-                )
-                .values(state=CorrectionState.RETIRED)
-            )
+            _retire(session, case_ids)
             for case_id in case_ids:
                 add_entry(session, "case_retired", case_id, "above training.maximum_cases", now)
+
+    def abandon_case(self, job: Job, case_id: str, *, now: datetime) -> None:
+        """End the job of a case that could not be made anew and has left; nothing behind it is learned from.
+
+        Raises
+        ------
+        LeaseLostError
+            Another worker holds the job by now; nothing was recorded.
+        """
+        with self._database.writing() as session:
+            end_job(session, job, JobState.DONE, now=now, reason="nothing is left of its case")
+            if _retire(session, (case_id,)):
+                detail = "its other corrections could not be read again after a withdrawal"
+                add_entry(session, "case_retired", case_id, detail, now)
 
     def list(self, *, limit: int = 100, state: CorrectionState | None = None) -> tuple[CorrectionRecord, ...]:
         """Read the newest corrections, in one state or in any, newest first."""
@@ -257,7 +267,7 @@ class CorrectionRows:
         Parameters
         ----------
         recorded_before
-            When the cases were read; a correction that came later stays untrained.
+            When the cases were read; corrections of a case that was made anew later stay untrained.
 
         Returns
         -------
@@ -298,8 +308,19 @@ def mark_cases(
         ~col(CorrectionTable.replaced),
     )
     if recorded_before is not None:
-        statement = statement.where(col(CorrectionTable.created_at) <= recorded_before)
+        made_later = select(CaseTable.case_id).where(col(CaseTable.created_at) > recorded_before)
+        statement = statement.where(
+            col(CorrectionTable.created_at) <= recorded_before,
+            col(CorrectionTable.case_id).not_in(made_later),
+        )
     return int(session.exec(statement.values(trained_in=model_version)).rowcount)
+
+
+def _retire(session: Session, case_ids: Collection[str]) -> int:
+    statement = update(CorrectionTable).where(
+        col(CorrectionTable.case_id).in_(case_ids), col(CorrectionTable.state) == CorrectionState.KEPT
+    )
+    return int(session.exec(statement.values(state=CorrectionState.RETIRED)).rowcount)
 
 
 def _untrained(model_name: str) -> tuple[ColumnElement[bool], ...]:
@@ -321,6 +342,18 @@ def _in_state(session: Session, correction_id: int, state: CorrectionState) -> C
         message = f"correction {correction_id} is {row.state}; this is for one that is {state}"
         raise InputError(message)
     return row
+
+
+def _replaced_variants(session: Session, row: CorrectionTable) -> Sequence[CorrectionTable]:
+    """The same object in other bytes, which would have the word when `row` has it no more."""
+    statement = select(CorrectionTable).where(
+        col(CorrectionTable.sop_instance_uid) == row.sop_instance_uid,
+        col(CorrectionTable.case_id) == row.case_id,
+        col(CorrectionTable.state) == CorrectionState.KEPT,
+        col(CorrectionTable.replaced),
+        col(CorrectionTable.id) != row.id,
+    )
+    return session.exec(statement.with_for_update()).all()
 
 
 def _read_anew(session: Session, row: CorrectionTable, why: str, *, now: datetime) -> str:
@@ -371,14 +404,11 @@ def _row_of(session: Session, instance_id: int | None) -> CorrectionTable | None
     return session.exec(statement.with_for_update()).first()
 
 
-def _link_case(session: Session, correction: CorrectionRecord, now: datetime) -> None:
-    """Keep the one way from a case back to its series."""
-    values = {
-        "case_id": correction.case_id,
-        "series_instance_uid": correction.source_series_uid or "",
-        "created_at": now,
-    }
-    insert_new(session, CaseTable, values)
+def _link_case(session: Session, case_id: str, series_uid: str, now: datetime) -> None:
+    """Keep the one way from a case back to its series, and when the case was made last."""
+    values = {"case_id": case_id, "series_instance_uid": series_uid, "created_at": now}
+    if insert_new(session, CaseTable, values) is None:
+        session.exec(update(CaseTable).where(col(CaseTable.case_id) == case_id).values(created_at=now))
 
 
 def _values(job: Job, correction: CorrectionRecord, now: datetime) -> dict[str, object]:

@@ -94,7 +94,7 @@ class Database:
             with self._engine.connect() as connection:
                 if _is_current(connection, config):
                     return
-            with self._writing.begin() as connection:
+            with self._writing.connect() as connection, _without_foreign_keys(connection), connection.begin():
                 if connection.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
                 config.attributes["connection"] = connection
@@ -183,6 +183,23 @@ def _begin_sqlite(connection: Connection) -> None:
     """Take the write lock at once: a transaction that read first could not become a writer later."""
     writes = connection.get_execution_options().get("dicomnode_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextlib.contextmanager
+def _without_foreign_keys(connection: Connection) -> Iterator[None]:
+    """Let SQLite copy a table that others refer to: it alters most tables so, and drops the old one.
+
+    Outside of a transaction, since inside of one SQLite ignores the pragma.
+    """
+    raw = connection.connection.dbapi_connection
+    if connection.dialect.name != "sqlite" or raw is None:
+        yield
+        return
+    raw.cursor().execute("PRAGMA foreign_keys=OFF").close()
+    try:
+        yield
+    finally:
+        raw.cursor().execute("PRAGMA foreign_keys=ON").close()
 
 
 def _is_current(connection: Connection, config: Config) -> bool:

@@ -5,15 +5,24 @@ from datetime import datetime
 
 from sqlmodel import Session, col, select, update
 
-from dicomnode.domain import Job, JobState, ModelOrigin, ModelState, ModelVersion, Sha256, Verdict
+from dicomnode.domain import (
+    CorrectionState,
+    Job,
+    JobState,
+    ModelOrigin,
+    ModelState,
+    ModelVersion,
+    Sha256,
+    Verdict,
+)
 from dicomnode.errors import InputError, ResourceError
 from dicomnode.store.audit import add_entry
-from dicomnode.store.corrections import mark_cases
+from dicomnode.store.corrections import WITHDRAWN, mark_cases
 from dicomnode.store.database import Database, insert_new
 from dicomnode.store.federation import note_release
 from dicomnode.store.leases import end_job
 from dicomnode.store.records import Judged, ModelRecord, ModelSwitch, ReleaseState
-from dicomnode.store.tables import ModelSwitchTable, ModelTable
+from dicomnode.store.tables import AuditTable, CorrectionTable, ModelSwitchTable, ModelTable
 
 _RELEASE_STATE = {
     Verdict.ACCEPTED: ReleaseState.ADOPTED,
@@ -83,13 +92,15 @@ class ModelRows:
         LeaseLostError
             Another worker holds the job by now; nothing was recorded.
         ResourceError
-            Another version was put into use while the candidate was judged; nothing was recorded.
+            Another version was put into use, or a correction that the candidate learned from was withdrawn,
+            while it was trained and judged; nothing was recorded.
         """
         record = judged.record
         with self._database.writing() as session:
             end_job(session, job, JobState.DONE, now=now, reason=judged.in_words)
             _hold_versions(session, record.name)
             _check_parent_in_use(session, record)
+            _check_cases_stand(session, judged)
             if insert_new(session, ModelTable, _values(record)) is None:
                 _note_verdict(session, record)
             if judged.verdict is Verdict.ACCEPTED:
@@ -188,6 +199,24 @@ def _check_parent_in_use(session: Session, record: ModelRecord) -> None:
     ).first()
     if in_use != record.parent:
         message = f"{in_use} was put into use while {record.version} was judged against {record.parent}"
+        raise ResourceError(message)
+
+
+def _check_cases_stand(session: Session, judged: Judged) -> None:
+    """Let no version be kept that learned from what was withdrawn since its cases were read."""
+    if judged.cases_read_at is None:
+        return
+    withdrawn = select(CorrectionTable.sop_instance_uid).where(
+        col(CorrectionTable.case_id).in_(judged.record.case_ids),
+        col(CorrectionTable.state) == CorrectionState.WITHDRAWN,
+    )
+    meanwhile = select(AuditTable.id).where(
+        col(AuditTable.event) == WITHDRAWN,
+        col(AuditTable.at) >= judged.cases_read_at,
+        col(AuditTable.subject).in_(withdrawn),
+    )
+    if session.exec(meanwhile.limit(1)).first() is not None:
+        message = f"a correction was withdrawn while {judged.record.version} was trained on it"
         raise ResourceError(message)
 
 

@@ -263,7 +263,7 @@ class CaseTable(SiteTable, table=True):
 
     case_id: str = Field(sa_type=Word, primary_key=True)
     series_instance_uid: str = Field(sa_type=Word, index=True)
-    created_at: datetime = Field(sa_type=UtcDateTime)
+    created_at: datetime = Field(sa_type=UtcDateTime)  # of the case as it stands: it is made anew
 
 
 class ModelTable(SiteTable, table=True):

@@ -273,7 +273,7 @@ def test_a_series_without_images_is_kept_and_says_why_it_is_not_segmented(store:
         ("1.2.840.10008.5.1.4.1.1.66", Role.OTHER),  # raw data
         ("1.2.840.10008.5.1.4.1.1.66.5", Role.OTHER),  # surface segmentation
         ("1.2.840.10008.5.1.4.1.1.7", Role.OTHER),  # secondary capture
-        ("1.2.840.10008.5.1.4.1.1.88.59", Role.OTHER),  # key object selection
+        ("1.2.840.10008.5.1.4.1.1.88.59", Role.SEGMENTATION),  # key object selection: it may reject a result
         ("1.2.840.10008.5.1.4.1.1.11.1", Role.OTHER),  # presentation state
         ("1.2.840.10008.5.1.4.1.1.481.3", Role.SEGMENTATION),  # RT structure set
         ("1.2.840.10008.5.1.4.1.1.104.1", Role.OTHER),  # encapsulated PDF
