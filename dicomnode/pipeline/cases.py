@@ -111,18 +111,24 @@ def build(reading: Reading, judged: Judged, contributions: Sequence[Contribution
 def others_standing(reading: Reading, instance_id: int | None, tools: Tools) -> list[Contribution]:
     """Read again the other corrections of the same stack for the same model that were kept.
 
-    Those that have nothing left to say say nothing: one correction more gives them no word back.
+    Those that have nothing left to say say nothing: one correction more gives them no word back. Neither does
+    one whose file is lost or damaged hinder those that come after it.
     """
     found = []
     case = case_id(reading, tools)
     for record in tools.store.corrections.kept_of(reading.source_uid, model_name=reading.card.name):
         if record.case_id != case or record.instance_id == instance_id:
             continue
-        if record.replaced:
-            found.append(_silent(record))
-        else:
-            found.append(_contribution_of(record, *read_again(record, tools), tools))
+        found.append(_silent(record) if record.replaced else _still_said(record, tools))
     return found
+
+
+def _still_said(record: CorrectionRecord, tools: Tools) -> Contribution:
+    try:
+        return _contribution_of(record, *read_again(record, tools), tools)
+    except InputError as error:
+        log.warning("correction cannot be read any more", correction=record.id, reason=str(error))
+        return _silent(record)
 
 
 def read_again(record: CorrectionRecord, tools: Tools) -> tuple[Reading, Judged]:

@@ -17,10 +17,12 @@ from dicomnode.domain import (
 )
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging import corrections
+from dicomnode.imaging.rejection import is_key_object
 from dicomnode.pipeline import cases, images, picture
 from dicomnode.pipeline.cases import Built
 from dicomnode.pipeline.feedback import note_drift
 from dicomnode.pipeline.reading import Judged, Reading, concerns_no_model, judge, read, source_series
+from dicomnode.pipeline.reject import note_rejection
 from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import CorrectionRecord, Note
 
@@ -57,6 +59,9 @@ def _ingest(job: Job, instance: StoredInstance, tools: Tools) -> CorrectionRecor
         _withdraw(job, earlier, tools)
         return None
     (ds,) = tools.spool.read([instance])
+    if is_key_object(ds):
+        note_rejection(job, instance, ds, tools)
+        return None
     source_uid = source_series(ds, tools)
     if source_uid is not None and tools.store.series.state(source_uid) in _UNFINISHED:
         _wait(job, instance, f"waits until series {source_uid} is complete and segmented", tools)

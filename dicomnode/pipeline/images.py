@@ -28,7 +28,7 @@ def ask_for(job: Job, instance: StoredInstance, tools: Tools) -> bool:
         return False
     days = (tools.now() - instance.received_at) // timedelta(days=1)
     digest = hashlib.sha256(f"{job.digest}:{days}".encode()).hexdigest()
-    tools.enqueue(JobKind.FETCH_IMAGES, job.subject, digest)
+    tools.store.jobs.enqueue(JobKind.FETCH_IMAGES, job.subject, digest, now=tools.now())
     return True
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
 
-from dicomnode.domain import CorrectionState, JobKind, JobState, Recognition, Split
+from dicomnode.domain import KEY_OBJECT_SOP_CLASS, CorrectionState, JobKind, JobState, Recognition, Split
 from dicomnode.errors import CorrectionError, LeaseLostError, UnreadableInstanceError, UnsupportedSeriesError
 from dicomnode.imaging.series import to_volume
 from dicomnode.ml import inference
@@ -398,3 +399,60 @@ def test_an_object_of_no_label_of_ours_about_images_that_are_not_here_is_foreign
 
     assert (record.recognition, record.state) == (Recognition.FOREIGN, CorrectionState.RECORDED)
     assert record.source_series_uid is None
+
+
+def rejection_of(result, *, title="113001"):
+    """A rejection note about a result, as an archive's viewer writes it (IHE IOCM)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.66.4", result
+    series, study, code = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = generate_uid(), [item]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = generate_uid(), [series]
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = title, "DCM", "Rejected"
+    note = mr_series(9)[0]
+    for keyword in ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"):
+        delattr(note, keyword)
+    note.SOPClassUID = note.file_meta.MediaStorageSOPClassUID = KEY_OBJECT_SOP_CLASS
+    note.SOPInstanceUID = note.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    note.SeriesInstanceUID, note.Modality = generate_uid(), "KO"
+    note.ConceptNameCodeSequence = [code]
+    note.CurrentRequestedProcedureEvidenceSequence = [study]
+    return note
+
+
+def test_a_note_that_rejects_a_result_is_recorded_and_teaches_nothing(scene):
+    result = scene.segment(mr_series())
+
+    record = scene.correct(rejection_of(result.sop_instance_uid), sender="PACS")
+
+    assert (record.recognition, record.state) == (Recognition.REJECTED, CorrectionState.RECORDED)
+    assert record.model_version == result.model_version
+    assert record.reasons == ("rejected for quality reasons: 1 of our results",)
+    assert scene.tools.casebook.cases(model_name=MODEL) == []
+    assert scene.tools.store.audit.list()[0].event == "result_rejected"
+
+
+@pytest.mark.parametrize("title", ["113000", "113039"])  # of interest; retention expired
+def test_other_selections_of_key_objects_are_none_of_our_business(scene, title):
+    result = scene.segment(mr_series())
+    scene.receive([rejection_of(result.sop_instance_uid, title=title)], sender="PACS")
+
+    ingest_correction(scene.claim(JobKind.INGEST_CORRECTION), scene.tools)
+
+    assert scene.tools.store.corrections.list() == ()
+
+
+def test_a_lost_file_of_an_earlier_correction_does_not_hinder_the_next_one(scene):
+    series = mr_series(patient_id=scene.patient_on(Split.TRAINING))
+    scene.segment(series)
+    ours = scene.found(series)
+    first = scene.correct(viewer_seg(series, {FRONT: edited(ours)[FRONT]}))
+    lost = scene.tools.store.series.instance(first.sop_instance_uid)
+    (scene.folder / "spool" / lost.path).unlink()
+    theirs = ours[BACK].copy()
+    theirs[4] = False
+
+    second = scene.correct(viewer_seg(series, {BACK: theirs}))
+
+    assert second.state is CorrectionState.KEPT
+    assert scene.tools.casebook.read(second.case_id).labels_known == (BACK,)

@@ -406,10 +406,10 @@ def test_our_own_results_that_a_pacs_sends_back_open_no_series(scene):
         scene.receive([ds], sender="PACS")
 
     assert [row.series_instance_uid for row in store.series.list_series()] == [series[0].SeriesInstanceUID]
-    assert store.jobs.counts()[JobKind.INGEST_CORRECTION, JobState.READY] == 2
-    for _ in range(2):
+    assert store.jobs.counts()[JobKind.INGEST_CORRECTION, JobState.READY] == 3
+    for _ in range(3):
         ingest_correction(scene.claim(JobKind.INGEST_CORRECTION), every_form.tools)
-    segs = [one for one in result.objects if one.form in (ResultForm.SEG, ResultForm.LABEL_MAP)]
-    for one in segs:
+    drawn = (ResultForm.SEG, ResultForm.LABEL_MAP, ResultForm.RTSTRUCT)
+    for one in (one for one in result.objects if one.form in drawn):
         found = store.corrections.by_sop_uid(one.sop_instance_uid)
         assert found.recognition is Recognition.LOOP_BACK
