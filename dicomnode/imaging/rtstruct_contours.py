@@ -13,7 +13,7 @@ from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import FloatArray
 from dicomnode.imaging.frames import FARTHEST_MM
 
-MAXIMUM_CONTOURS = 200_000
+MAXIMUM_CONTOURS = 50_000
 MAXIMUM_CONTOUR_POINTS = 1_000_000
 MAXIMUM_POINTS = 20_000_000
 """Of one object; a body of 300 slices has some 300 000 points, a set of 20 structures a few millions."""

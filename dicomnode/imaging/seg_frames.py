@@ -148,8 +148,9 @@ class FrameLocator:
         if all(referenced == positioned for referenced, positioned in self._pairs):
             return
         self.flags.add("position_conflict")
+        # Cornerstone 5.6 puts the frame of slice k at the place of slice n - 1 - k; nothing else is known.
         sums = {None if there is None else here + there for here, there in self._pairs}
-        if not self._is_dcmjs or len(sums) > 1 or None in sums:
+        if not self._is_dcmjs or sums != {len(self._stack.frames) - 1}:
             self.flags.add("conflict_unsettled")
 
     def _named(self, index: int) -> tuple[set[int], bool]:

@@ -76,6 +76,16 @@ class Ward:
         numbers = {int(n) for one, n in named.items() if one and one.sop_instance_uid == sop_instance_uid}
         return next((job for job in self.status()["troubled_jobs"] if job["id"] in numbers), None)
 
+    def wait_of(self, sop_instance_uid: str) -> str:
+        """Why the job that reads a received segmentation waits; "" where it does not."""
+        with self.site.store() as store:
+            waiting = [
+                (store.series.instance(job.subject), job.reason)
+                for job in store.jobs.list(kind=JobKind.INGEST_CORRECTION, state=JobState.READY)
+            ]
+        reasons = (reason for one, reason in waiting if one and one.sop_instance_uid == sop_instance_uid)
+        return next(reasons, "")
+
     def correction(self, sop_instance_uid: str) -> Any:
         found = [
             one for one in self.site.ask("corrections", "list") if one["sop_instance_uid"] == sop_instance_uid
@@ -255,19 +265,20 @@ def test_a_segmentation_of_images_that_are_not_here_waits_for_them(
     ward: Ward, good: Series, tmp_path: Path
 ) -> None:
     elsewhere = write_series(tmp_path / "elsewhere", seed=3)
-    seg = write_seg(tmp_path / "seg.dcm", elsewhere, label="Liver")
+    seg = write_seg(tmp_path / "seg.dcm", elsewhere, label="Hippocampus anterior")
 
     send(tmp_path / "seg.dcm", ward.site)
-    wait_until(lambda: ward.job_of(seg.SOPInstanceUID), limit_s=RESULT_LIMIT_S, what="it is set aside")
-    reason = ward.job_of(seg.SOPInstanceUID)["reason"]
+    wait_until(lambda: "parked" in ward.wait_of(seg.SOPInstanceUID), limit_s=RESULT_LIMIT_S, what="it waits")
+    reason = ward.wait_of(seg.SOPInstanceUID)
     assert "are not held here" in reason
     assert elsewhere.series_instance_uid in reason
-    assert "send the images, then the SEG again" in reason
+    assert ward.job_of(seg.SOPInstanceUID) is None
 
     elsewhere.send(ward.site.destination)
-    send(tmp_path / "seg.dcm", ward.site)
     wait_until(lambda: ward.correction(seg.SOPInstanceUID), limit_s=RESULT_LIMIT_S, what="it is read")
-    assert ward.job_of(seg.SOPInstanceUID) is None
+    found = ward.correction(seg.SOPInstanceUID)
+    assert (found["recognition"], found["state"]) == ("new_annotation", "held")
+    assert "trusted_ae_titles" in found["doubts"][0]
 
 
 def test_a_segmentation_of_something_else_is_foreign_and_taught_to_nobody(

@@ -181,10 +181,10 @@ def test_an_object_without_any_one_element_or_value_is_read_right_or_refused(nam
 
 @pytest.mark.parametrize("name", BASES)
 def test_an_object_with_any_one_value_changed_is_read_right_held_or_refused(name, node):
-    assert findings_of(node, BASES[name], some_of_all(BASES[name], 1, 40 * EXAMPLES)) == []
+    assert findings_of(node, BASES[name], some_of_all(BASES[name], 1, 30 * EXAMPLES)) == []
 
 
-@settings(max_examples=20 * EXAMPLES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=14 * EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(st.data())
 @pytest.mark.parametrize("name", BASES)
 def test_an_object_with_several_changes_is_read_right_held_or_refused(name, node, data):
@@ -201,7 +201,7 @@ def test_an_object_with_several_changes_is_read_right_held_or_refused(name, node
     assert findings_of(node, base, iter([mutant(base, *changes)])) == []
 
 
-@settings(max_examples=20 * EXAMPLES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=14 * EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(st.data())
 @pytest.mark.parametrize("name", BASES)
 def test_a_file_with_any_bytes_changed_is_read_right_held_or_refused(name, node, data):

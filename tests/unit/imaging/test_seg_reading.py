@@ -60,7 +60,11 @@ def test_a_frame_without_reference_and_position_is_refused():
 
 @pytest.mark.parametrize(
     ("manufacturer", "preserved", "slice_index", "is_known_defect"),
-    [("Unspecified", "NO", 2, True), ("QIICR", "YES", 2, False), ("QIICR", "NO", 0, False)],
+    [
+        ("Unspecified", "NO", 2, True),
+        ("QIICR", "YES", 2, False),
+        ("QIICR", "NO", 1, False),
+    ],
 )
 def test_a_conflict_of_reference_and_position_is_settled_by_rule_and_held_unless_the_writer_is_known_for_it(
     manufacturer, preserved, slice_index, is_known_defect
@@ -68,13 +72,25 @@ def test_a_conflict_of_reference_and_position_is_settled_by_rule_and_held_unless
     sources = plain_series()
     ds = foreign_seg(sources, [(1, 2, mask((1, 2)))], manufacturer=manufacturer, preserved=preserved)
     groups = ds.PerFrameFunctionalGroupsSequence[0]
-    groups.PlanePositionSequence[0].ImagePositionPatient = sources[0].ImagePositionPatient
+    groups.PlanePositionSequence[0].ImagePositionPatient = sources[1].ImagePositionPatient  # of four
 
     decoded = decode(ds, sources)
 
     assert set(decoded.flags) - {"conflict_unsettled"} == {"position_conflict"}
     assert bool(decoded.doubts) is not is_known_defect
     assert np.argwhere(decoded.masks[ANTERIOR]).tolist() == [[slice_index, 1, 2]]
+
+
+def test_a_position_of_dcmjs_that_is_not_the_mirrored_one_is_held():
+    sources = plain_series()
+    ds = foreign_seg(sources, [(1, 2, mask((1, 2)))], manufacturer="Unspecified")
+    groups = ds.PerFrameFunctionalGroupsSequence[0]
+    groups.PlanePositionSequence[0].ImagePositionPatient = sources[3].ImagePositionPatient
+
+    decoded = decode(ds, sources)
+
+    assert "conflict_unsettled" in decoded.flags
+    assert decoded.doubts
 
 
 def test_positions_may_jitter_by_a_tenth_of_the_gap():
