@@ -36,10 +36,10 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from dicomnode.domain import Code, ModelCard, ModelVersion, Segment, Sha256
-from dicomnode.imaging import rtstruct_write, sc_write, seg_write, sr_write
-from dicomnode.imaging.findings import Findings, Run, measure
-from dicomnode.imaging.series import SeriesVolume
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.series import SeriesVolume
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.results import rtstruct_write, sc_write, seg_write, sr_write
+from dicomnode.imaging.results.findings import Findings, Run, measure
 
 ORGAN = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
 RUN = Run(created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), revision="bench")

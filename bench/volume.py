@@ -37,7 +37,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
 from dicomnode.pipeline.folder import read_series
 
 Volume = NDArray[np.float32]

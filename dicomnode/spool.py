@@ -341,7 +341,9 @@ class Spool:
             message = f"the file of instance {instance.sop_instance_uid} is not in the spool: {instance.path}"
             raise UnreadableInstanceError(message) from error
         except _PARSE_ERRORS as error:
-            message = f"the file of instance {instance.sop_instance_uid} cannot be read ({type(error).__name__})"
+            message = (
+                f"the file of instance {instance.sop_instance_uid} cannot be read ({type(error).__name__})"
+            )
             raise UnreadableInstanceError(message) from error
         if found != instance.sop_instance_uid:
             message = (

@@ -21,11 +21,11 @@ from pydicom.uid import UID
 
 from dicomnode.errors import InputError
 from dicomnode.imaging import attributes
-from dicomnode.imaging.facts import facts_of
-from dicomnode.imaging.frames import read_frames
-from dicomnode.imaging.pixels import decode_planes
-from dicomnode.imaging.series import stack_volume, supported_images
-from dicomnode.imaging.stacks import Stack, read_stacks
+from dicomnode.imaging.images.facts import facts_of
+from dicomnode.imaging.images.frames import read_frames
+from dicomnode.imaging.images.pixels import decode_planes
+from dicomnode.imaging.images.series import stack_volume, supported_images
+from dicomnode.imaging.images.stacks import Stack, read_stacks
 from dicomnode.pipeline.folder import read_series
 
 PAGE = Path(__file__).resolve().parent / "series.md"

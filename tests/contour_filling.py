@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from dicomnode.imaging.frames import SourceFrame
-from dicomnode.imaging.stacks import Stack
+from dicomnode.imaging.images.frames import SourceFrame
+from dicomnode.imaging.images.stacks import Stack
 
 
 def fill(ring: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from dicomnode.imaging.stacks import Stack
+from dicomnode.imaging.images.stacks import Stack
 from tests.seg_pixel_builders import deflated
 
 _LONG = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})

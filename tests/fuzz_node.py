@@ -12,8 +12,9 @@ from pydicom.uid import UID
 
 from dicomnode.domain import SeriesInstanceUid, Sha256, SopInstanceUid, StoredInstance, StudyInstanceUid
 from dicomnode.errors import InputError, ResourceError
-from dicomnode.imaging import mirror, received, recognition
-from dicomnode.imaging.decoded import Decoded
+from dicomnode.imaging.corrections import mirror, recognition
+from dicomnode.imaging.reading import received
+from dicomnode.imaging.reading.decoded import Decoded
 from dicomnode.spool import Spool
 from tests.fuzz_builders import Base, Mutant
 from tests.fuzz_objects import CARD, bases

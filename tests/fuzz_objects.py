@@ -22,9 +22,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicomnode.imaging import rtstruct_write, seg_write
-from dicomnode.imaging.seg_codes import DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading.seg_codes import DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED
+from dicomnode.imaging.results import rtstruct_write, seg_write
 from tests.frame_builders import frame_groups, multi_frame
 from tests.fuzz_builders import Base, Element, Mask, Tree, parse
 from tests.imaging_builders import (

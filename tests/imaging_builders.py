@@ -13,9 +13,9 @@ from pydicom.pixels.utils import pack_bits
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.domain import Code, ModelCard, ModelVersion, Segment, Sha256
-from dicomnode.imaging.frames import SourceFrame, read_frames
-from dicomnode.imaging.mr_write import encode_series
-from dicomnode.imaging.stacks import Stack
+from dicomnode.imaging.images.frames import SourceFrame, read_frames
+from dicomnode.imaging.images.stacks import Stack
+from dicomnode.imaging.results.mr_write import encode_series
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
 AXIAL = np.array([[0, 0, 1.0], [0, 1, 0], [1, 0, 0]])  # columns: slice, row, column axis in LPS

@@ -25,10 +25,10 @@ from dicomnode.domain import (
     Split,
     StoredInstance,
 )
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.mr_write import encode_series
-from dicomnode.imaging.series import to_volume
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.results.mr_write import encode_series
 from dicomnode.ml import network, package
 from dicomnode.ml.package import ModelPackage
 from dicomnode.ml.plan import ImageExtent, NetworkPlan, Normalisation, Plan

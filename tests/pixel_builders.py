@@ -23,7 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicomnode.imaging.frames import SourceFrame
+from dicomnode.imaging.images.frames import SourceFrame
 
 NOWHERE = np.zeros(3)
 

@@ -9,8 +9,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian
 
 from dicomnode.domain import STRUCTURE_SET_SOP_CLASS
-from dicomnode.imaging.frames import SourceFrame
-from dicomnode.imaging.stacks import Stack
+from dicomnode.imaging.images.frames import SourceFrame
+from dicomnode.imaging.images.stacks import Stack
 from tests.imaging_builders import item
 
 Corners = Iterable[tuple[float, float]]

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from dicomnode.domain import ModelCard
-from dicomnode.imaging import seg_write
-from dicomnode.imaging.findings import Findings, Run, measure
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.results import seg_write
+from dicomnode.imaging.results.findings import Findings, Run, measure
 from tests.imaging_builders import NOW
 
 RUN = Run(created_at=NOW, revision="first")

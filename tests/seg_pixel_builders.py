@@ -11,9 +11,9 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from dicomnode.imaging.seg_codes import DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED
-from dicomnode.imaging.seg_content import NATIVE
-from dicomnode.imaging.seg_encode import encode_rle
+from dicomnode.imaging.reading.seg_codes import DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED
+from dicomnode.imaging.reading.seg_content import NATIVE
+from dicomnode.imaging.results.seg_encode import encode_rle
 from tests.imaging_builders import LABEL_MAP, SEGMENTATION, item, part_10
 
 

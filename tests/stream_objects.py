@@ -23,9 +23,9 @@ from pydicom.uid import (
 )
 
 from dicomnode.domain import ModelCard, ModelVersion, ResultForm, Sha256
-from dicomnode.imaging import rtstruct_write, seg_write
-from dicomnode.imaging.findings import Findings, Run, measure
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.results import rtstruct_write, seg_write
+from dicomnode.imaging.results.findings import Findings, Run, measure
 from tests.imaging_builders import NOW, item, reread
 from tests.pipeline_builders import BACK, FRONT, MODEL, Mask, mr_series, tiny_segments
 

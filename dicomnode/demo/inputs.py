@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.uid import generate_uid
 
 from dicomnode.errors import ConfigError
-from dicomnode.imaging.mr_write import encode_series
+from dicomnode.imaging.results.mr_write import encode_series
 from dicomnode.pipeline.folder import read_series
 
 _MNI_FILE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"

@@ -12,10 +12,11 @@ from rich.console import Console
 from dicomnode.cli.show import table
 from dicomnode.demo.inputs import InputSeries
 from dicomnode.demo.stage import MODEL
-from dicomnode.imaging import preview, seg_read
-from dicomnode.imaging.regrid import mask_to_image
-from dicomnode.imaging.series import stack_volume
-from dicomnode.imaging.stacks import read_stacks
+from dicomnode.imaging.images.regrid import mask_to_image
+from dicomnode.imaging.images.series import stack_volume
+from dicomnode.imaging.images.stacks import read_stacks
+from dicomnode.imaging.pictures import preview
+from dicomnode.imaging.reading import seg_read
 from dicomnode.ml import package
 from dicomnode.settings import shipped_models_folder
 

@@ -9,11 +9,13 @@ import structlog
 from dicomnode.casebook import Case, CaseInfo
 from dicomnode.domain import CorrectionState, Decision, Split
 from dicomnode.errors import CorrectionError, InputError
-from dicomnode.imaging import attributes, corrections, received
-from dicomnode.imaging.corrections import Merged, Spoken
-from dicomnode.imaging.decoded import Decoded
-from dicomnode.imaging.mirror import SLICES_TURNED
-from dicomnode.imaging.regrid import backed_slices, mask_to_image
+from dicomnode.imaging import attributes
+from dicomnode.imaging.corrections import comparison
+from dicomnode.imaging.corrections.comparison import Merged, Spoken
+from dicomnode.imaging.corrections.mirror import SLICES_TURNED
+from dicomnode.imaging.images.regrid import backed_slices, mask_to_image
+from dicomnode.imaging.reading import received
+from dicomnode.imaging.reading.decoded import Decoded
 from dicomnode.pipeline.reading import Judged, Masks, Reading, judge, read
 from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import CorrectionRecord
@@ -53,7 +55,7 @@ def spoken_of(reading: Reading, judged: Judged, tools: Tools) -> Decoded:
     corrects = judged.found.corrects
     if corrects is None:  # drawn anew: labels that are not there were never before the reader
         return judged.decoded
-    return corrections.with_absent_emptied(judged.decoded, reading.card, corrects=corrects.labels)
+    return comparison.with_absent_emptied(judged.decoded, reading.card, corrects=corrects.labels)
 
 
 def contribution(
@@ -62,7 +64,7 @@ def contribution(
     """Say what a correction teaches, slice by slice; slices that nobody received weigh nothing."""
     stack = reading.stack
     readers = set(tools.corrections.whole_study_readers)
-    said = corrections.spoken(
+    said = comparison.spoken(
         _on_image(judged.prediction, reading),
         _decoded_on_image(spoken_of(reading, judged, tools), reading),
         reading.card,
@@ -97,7 +99,7 @@ def build(reading: Reading, judged: Judged, contributions: Sequence[Contribution
         The images are in the casebook as another patient's, on the other side.
     """
     ordered = _heard(sorted(contributions, key=lambda one: (one.order, one.instance_id)))
-    merged = corrections.merge(
+    merged = comparison.merge(
         _on_image(judged.prediction, reading),
         [one.spoken for one in ordered],
         reading.card,

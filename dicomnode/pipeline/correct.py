@@ -16,8 +16,8 @@ from dicomnode.domain import (
     StoredInstance,
 )
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import corrections
-from dicomnode.imaging.rejection import is_key_object
+from dicomnode.imaging.corrections import comparison
+from dicomnode.imaging.corrections.rejection import is_key_object
 from dicomnode.pipeline import cases, images, picture
 from dicomnode.pipeline.cases import Built
 from dicomnode.pipeline.feedback import note_drift
@@ -189,7 +189,7 @@ def _record(
 ) -> CorrectionRecord:
     said = cases.spoken_of(reading, judged, tools)
     teaches = judged.found.kind in _TEACHING and cases.speaks(judged)
-    scores = corrections.compare(judged.prediction, said, reading.card) if teaches else ()
+    scores = comparison.compare(judged.prediction, said, reading.card) if teaches else ()
     edited = {index for score in scores for index in score.edited_slices}
     corrects = judged.found.corrects
     return CorrectionRecord(

@@ -16,9 +16,10 @@ from pydicom.uid import UID
 from dicomnode import durable
 from dicomnode.domain import ResultForm
 from dicomnode.errors import InputError, UnreadableInstanceError
-from dicomnode.imaging import attributes, preview
+from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import UNREADABLE
-from dicomnode.imaging.findings import Run
+from dicomnode.imaging.pictures import preview
+from dicomnode.imaging.results.findings import Run
 from dicomnode.ml.inference import LoadedModel
 from dicomnode.pipeline import forms
 from dicomnode.pipeline.forms import EncodedObject

@@ -9,9 +9,9 @@ from pydicom import Dataset
 
 from dicomnode.domain import ResultForm, Sha256
 from dicomnode.errors import DicomNodeError, InputError
-from dicomnode.imaging import rtstruct_write, sc_write, seg_write, sr_write
-from dicomnode.imaging.findings import Findings, Run
 from dicomnode.imaging.identity import joined_sha256
+from dicomnode.imaging.results import rtstruct_write, sc_write, seg_write, sr_write
+from dicomnode.imaging.results.findings import Findings, Run
 
 Wanted = Mapping[str, Collection[ResultForm]]
 """Name of a destination -> the forms that it gets."""

@@ -6,13 +6,14 @@ from pathlib import Path
 from PIL import Image
 
 from dicomnode import durable
-from dicomnode.imaging import corrections, difference
+from dicomnode.imaging.corrections import comparison
+from dicomnode.imaging.pictures import difference
 from dicomnode.pipeline.reading import Judged, Reading
 
 
 def draw(reading: Reading, judged: Judged) -> Image.Image:
     """Draw our prediction, what came back and what differs."""
-    scores = corrections.compare(judged.prediction, judged.decoded, reading.card)
+    scores = comparison.compare(judged.prediction, judged.decoded, reading.card)
     return difference.correction_picture(
         reading.series.planes,
         reading.stack,

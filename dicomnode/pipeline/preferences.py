@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dicomnode.conditions import Preference, in_figures
-from dicomnode.imaging.facts import Facts
+from dicomnode.imaging.images.facts import Facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,23 @@ from dicomnode.domain import (
     StoredInstance,
 )
 from dicomnode.errors import CorrectionError, InputError
-from dicomnode.imaging import attributes, mirror, received, repeated, seg_stack
-from dicomnode.imaging.decoded import Decoded
-from dicomnode.imaging.exchanged import exchanged_labels
+from dicomnode.imaging import attributes
+from dicomnode.imaging.corrections import mirror, repeated
+from dicomnode.imaging.corrections.exchanged import exchanged_labels
+from dicomnode.imaging.corrections.mirror import MirrorVerdict
+from dicomnode.imaging.corrections.recognition import (
+    Known,
+    Recognised,
+    SentObject,
+    author,
+    names_model,
+    recognise,
+)
 from dicomnode.imaging.identity import BoolArray, voxels_sha256
-from dicomnode.imaging.mirror import MirrorVerdict
-from dicomnode.imaging.recognition import Known, Recognised, SentObject, author, names_model, recognise
-from dicomnode.imaging.series import SeriesVolume, stack_volume, supported_images
-from dicomnode.imaging.stacks import Stack, read_stacks
+from dicomnode.imaging.images.series import SeriesVolume, stack_volume, supported_images
+from dicomnode.imaging.images.stacks import Stack, read_stacks
+from dicomnode.imaging.reading import received, seg_stack
+from dicomnode.imaging.reading.decoded import Decoded
 from dicomnode.pipeline.routing import choose
 from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import ResultObject, ResultRecord

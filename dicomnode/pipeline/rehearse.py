@@ -8,9 +8,9 @@ from pydicom import Dataset
 from dicomnode.domain import Destination, ResultForm
 from dicomnode.errors import InputError
 from dicomnode.imaging import attributes
-from dicomnode.imaging.facts import Facts, facts_of
-from dicomnode.imaging.series import supported_images
-from dicomnode.imaging.stacks import Stack, read_stacks
+from dicomnode.imaging.images.facts import Facts, facts_of
+from dicomnode.imaging.images.series import supported_images
+from dicomnode.imaging.images.stacks import Stack, read_stacks
 from dicomnode.pipeline.routing import Choice, Verdict, best_of, consider, to_choice
 from dicomnode.settings import RouteSettings
 

@@ -3,7 +3,7 @@
 from pydicom import Dataset
 
 from dicomnode.domain import Job, Recognition, SopInstanceUid, StoredInstance
-from dicomnode.imaging.rejection import read_rejection
+from dicomnode.imaging.corrections.rejection import read_rejection
 from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import CorrectionRecord, Note
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dicomnode.domain import Decision, LabelScore
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import corrections
+from dicomnode.imaging.corrections import comparison
 from dicomnode.pipeline import cases, picture
 from dicomnode.pipeline.reading import Judged, Reading
 from dicomnode.pipeline.tools import Tools
@@ -106,8 +106,8 @@ def get(correction_id: int, tools: Tools) -> CorrectionRecord:
 
 def _labels(reading: Reading, judged: Judged, tools: Tools) -> tuple[LabelReview, ...]:
     said = cases.spoken_of(reading, judged, tools)
-    scores = corrections.compare(judged.prediction, said, reading.card)
-    spoken = {one.label: one.weights for one in corrections.spoken(judged.prediction, said, reading.card)}
+    scores = comparison.compare(judged.prediction, said, reading.card)
+    spoken = {one.label: one.weights for one in comparison.spoken(judged.prediction, said, reading.card)}
     voxel_ml = float(np.prod(reading.stack.grid.spacing_mm)) / 1000.0
     return tuple(_label(score, spoken[score.label] > 0, voxel_ml) for score in scores)
 

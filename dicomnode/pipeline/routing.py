@@ -11,8 +11,8 @@ from pydicom.tag import Tag
 from dicomnode.conditions import Conditions, Range, in_figures, is_like
 from dicomnode.errors import ConfigError, UnsupportedSeriesError
 from dicomnode.imaging import attributes
-from dicomnode.imaging.facts import Facts, facts_of, holder
-from dicomnode.imaging.stacks import Stack
+from dicomnode.imaging.images.facts import Facts, facts_of, holder
+from dicomnode.imaging.images.stacks import Stack
 from dicomnode.pipeline.preferences import compare, rank
 from dicomnode.settings import RouteSettings
 

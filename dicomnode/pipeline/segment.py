@@ -7,11 +7,11 @@ from pydicom import Dataset
 
 from dicomnode.domain import Job, SeriesInstanceUid, StoredInstance
 from dicomnode.errors import InputError, UnsupportedSeriesError
-from dicomnode.imaging import findings as findings_of
-from dicomnode.imaging import seg_write
-from dicomnode.imaging.findings import Findings, Run
-from dicomnode.imaging.series import SeriesVolume, stack_volume, supported_images
-from dicomnode.imaging.stacks import read_stacks
+from dicomnode.imaging.images.series import SeriesVolume, stack_volume, supported_images
+from dicomnode.imaging.images.stacks import read_stacks
+from dicomnode.imaging.results import findings as findings_of
+from dicomnode.imaging.results import seg_write
+from dicomnode.imaging.results.findings import Findings, Run
 from dicomnode.ml import inference
 from dicomnode.ml.inference import LoadedModel
 from dicomnode.pipeline import forms

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 from dicomnode.domain import Job, JobKind, JobPriority, SeriesState
 from dicomnode.errors import InputError, UnsupportedSeriesError
-from dicomnode.imaging.series import supported_images
-from dicomnode.imaging.stacks import read_stacks
+from dicomnode.imaging.images.series import supported_images
+from dicomnode.imaging.images.stacks import read_stacks
 from dicomnode.pipeline.routing import Choice, best_of, choose
 from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import SeriesRow

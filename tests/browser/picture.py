@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 
-from dicomnode.imaging import seg_write
-from dicomnode.imaging.findings import Findings, Run, measure
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.results import seg_write
+from dicomnode.imaging.results.findings import Findings, Run, measure
 from dicomnode.ml import inference, package
 from dicomnode.settings import shipped_models_folder
 from tests.browser import ohif, viewer_server

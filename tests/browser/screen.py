@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from dicomnode.imaging.frames import SourceFrame
+from dicomnode.imaging.images.frames import SourceFrame
 
 RGB = NDArray[np.uint8]
 Labels = NDArray[np.uint8]

@@ -17,7 +17,7 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from dicomnode.domain import Destination, ResultForm, SeriesState
-from dicomnode.imaging import seg_write
+from dicomnode.imaging.results import seg_write
 from tests.browser import viewer_server
 from tests.browser.conftest import Programs
 from tests.browser.round_trip import (

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import dcmread
 
-from dicomnode.imaging import rtstruct_write, sc_write, seg_write, sr_write
-from dicomnode.imaging.findings import Findings, Run, measure
-from dicomnode.imaging.frames import SourceFrame
-from dicomnode.imaging.result_header import series_description
-from dicomnode.imaging.series import SeriesVolume, to_volume
+from dicomnode.imaging.images.frames import SourceFrame
+from dicomnode.imaging.images.series import SeriesVolume, to_volume
+from dicomnode.imaging.results import rtstruct_write, sc_write, seg_write, sr_write
+from dicomnode.imaging.results.findings import Findings, Run, measure
+from dicomnode.imaging.results.result_header import series_description
 from tests.browser import screen, viewer_server
 from tests.imaging_builders import NOW, make_card, part_10
 from tests.interop.seg_cases import series_named

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
 
-from dicomnode.imaging.series import SeriesVolume
+from dicomnode.imaging.images.series import SeriesVolume
 
 VERSIONS = ("2.2.20", "3.20.0", "4.15.29", "5.6.8", "5.14.0")
 """Of OHIF 3.9, 3.11, 3.12, 3.13, and what follows."""

@@ -12,7 +12,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
-from dicomnode.imaging.series import SeriesVolume
+from dicomnode.imaging.images.series import SeriesVolume
 from tests.conftest import need_program
 from tests.interop.seg_cases import to_itk
 from tests.interop.written import CARD, LABELS, OVERLAP, Labels, layers_of, masks_of

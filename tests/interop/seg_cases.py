@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 
 from dicomnode.domain import ModelCard
-from dicomnode.imaging.findings import Findings, measure
-from dicomnode.imaging.series import SeriesVolume, stack_volume, to_volume
-from dicomnode.imaging.stacks import read_stacks
+from dicomnode.imaging.images.series import SeriesVolume, stack_volume, to_volume
+from dicomnode.imaging.images.stacks import read_stacks
+from dicomnode.imaging.results.findings import Findings, measure
 from tests.ct_builders import ct_series, nifti_volume
 from tests.imaging_builders import make_series, make_volume
 

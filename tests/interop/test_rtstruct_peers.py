@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from dicomnode.imaging import rtstruct_write
-from dicomnode.imaging.findings import measure
+from dicomnode.imaging.results import rtstruct_write
+from dicomnode.imaging.results.findings import measure
 from tests.contour_filling import labels_of
 from tests.ct_builders import ct_series, nifti_volume
 from tests.imaging_builders import make_card

@@ -15,11 +15,12 @@ import SimpleITK
 from pydicom import dcmread
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import rtstruct_read, rtstruct_write
-from dicomnode.imaging.contour_masks import EDGE_TOLERANCE
-from dicomnode.imaging.contour_planes import ContourPlanes
-from dicomnode.imaging.corrections import dice
+from dicomnode.imaging.corrections.comparison import dice
 from dicomnode.imaging.identity import voxels_sha256
+from dicomnode.imaging.reading import rtstruct_read
+from dicomnode.imaging.reading.contour_masks import EDGE_TOLERANCE
+from dicomnode.imaging.reading.contour_planes import ContourPlanes
+from dicomnode.imaging.results import rtstruct_write
 from tests.ct_builders import ct_series, nifti_volume
 from tests.imaging_builders import make_card, part_10, reread
 from tests.interop.seg_cases import NAMES, blobs, blobs_in, series_named, to_itk

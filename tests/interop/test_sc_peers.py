@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dicomnode.imaging import sc_write
-from dicomnode.imaging.findings import measure
+from dicomnode.imaging.results import sc_write
+from dicomnode.imaging.results.findings import measure
 from tests.imaging_builders import make_card
 from tests.interop.seg_cases import NAMES, blobs_in, series_named
 from tests.interop.test_seg_validators import faults

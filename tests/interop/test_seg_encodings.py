@@ -17,9 +17,9 @@ from pydicom.uid import (
 )
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging.seg_codes import DEFLATED_FRAMES
-from dicomnode.imaging.seg_pixels import fraction_threshold, iter_frames, pixel_flags
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.reading.seg_codes import DEFLATED_FRAMES
+from dicomnode.imaging.reading.seg_pixels import fraction_threshold, iter_frames, pixel_flags
 from tests.imaging_builders import make_series, make_volume
 from tests.seg_pixel_builders import as_bits, deflated, reread, run_lengths
 

@@ -7,8 +7,8 @@ import SimpleITK
 from pydicom import dcmread
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.stacks import only_stack, read_stacks
+from dicomnode.imaging.images.stacks import only_stack, read_stacks
+from dicomnode.imaging.reading import seg_read
 from tests.imaging_builders import foreign_seg, make_card, reread
 
 CARD = make_card(("Liver",))

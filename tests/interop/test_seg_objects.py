@@ -20,11 +20,11 @@ from pydicom.errors import InvalidDicomError
 
 from dicomnode.domain import SegmentSopClasses
 from dicomnode.errors import CorrectionError, GeometryError
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.decoded import Decoded
 from dicomnode.imaging.identity import BoolArray
-from dicomnode.imaging.series import stack_volume
-from dicomnode.imaging.stacks import Stack, read_stacks
+from dicomnode.imaging.images.series import stack_volume
+from dicomnode.imaging.images.stacks import Stack, read_stacks
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.reading.decoded import Decoded
 from tests.conftest import DATA, NO_DATA
 from tests.imaging_builders import make_card
 from tests.interop.seg_cases import on_grid

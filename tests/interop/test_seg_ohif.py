@@ -16,8 +16,9 @@ import pytest
 from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
 
-from dicomnode.imaging import seg_read, seg_write
-from dicomnode.imaging.findings import measure
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.results import seg_write
+from dicomnode.imaging.results.findings import measure
 from tests.imaging_builders import make_card
 from tests.interop.seg_cases import FOLDERS, HIPPOCAMPUS_STUDIES, blobs, blobs_in, series_named
 from tests.seg_builders import RUN, encoded_forms

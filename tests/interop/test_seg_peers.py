@@ -12,9 +12,10 @@ from pydicom import dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
-from dicomnode.imaging import seg_read, seg_write
-from dicomnode.imaging.findings import measure
 from dicomnode.imaging.identity import voxels_sha256
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.results import seg_write
+from dicomnode.imaging.results.findings import measure
 from tests.imaging_builders import make_card
 from tests.interop.seg_cases import (
     HIPPOCAMPUS_STUDIES,

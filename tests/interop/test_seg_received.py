@@ -7,8 +7,8 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.reading import seg_read
 from tests.imaging_builders import make_card
 from tests.interop.seg_cases import on_grid, read_series
 

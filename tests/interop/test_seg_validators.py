@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from dicomnode.imaging import seg_write
+from dicomnode.imaging.results import seg_write
 from tests.imaging_builders import make_card
 from tests.interop.seg_cases import HIPPOCAMPUS_STUDIES, NAMES, blobs_in, series_named
 from tests.seg_builders import RUN

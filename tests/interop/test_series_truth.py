@@ -14,8 +14,8 @@ from pydicom.data import get_testdata_files
 from scipy.ndimage import map_coordinates
 
 from dicomnode.errors import GeometryError, InputError, UnsupportedSeriesError
-from dicomnode.imaging.series import stack_volume, to_volume
-from dicomnode.imaging.stacks import read_stacks
+from dicomnode.imaging.images.series import stack_volume, to_volume
+from dicomnode.imaging.images.stacks import read_stacks
 
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 WITH_NIFTI = [

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from dicomnode.imaging import seg_write, sr_write
-from dicomnode.imaging.findings import Findings, measure
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.results import seg_write, sr_write
+from dicomnode.imaging.results.findings import Findings, measure
 from dicomnode.ml import package
 from tests.ct_builders import ct_series, nifti_volume
 from tests.interop.seg_cases import read_series

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from dicomnode.imaging.frames import read_frames
-from dicomnode.imaging.pixels import decode_planes
+from dicomnode.imaging.images.frames import read_frames
+from dicomnode.imaging.images.pixels import decode_planes
 from dicomnode.spool import read_part_10
 from tests.pixel_builders import frames_of
 

@@ -6,8 +6,9 @@ The table says for each version, form and order of the viewer's images what beco
 import numpy as np
 import pytest
 
-from dicomnode.imaging import mirror, seg_read
-from dicomnode.imaging.mirror import MirrorVerdict
+from dicomnode.imaging.corrections import mirror
+from dicomnode.imaging.corrections.mirror import MirrorVerdict
+from dicomnode.imaging.reading import seg_read
 from tests.ct_builders import nifti_volume
 from tests.interop.ohif_writer import (
     BITMAP_LE,

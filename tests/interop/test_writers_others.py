@@ -7,7 +7,7 @@ from pydicom import dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from dicomnode.imaging import seg_read
+from dicomnode.imaging.reading import seg_read
 from tests.interop.other_writers import DCMQI_FORMS, HIGHDICOM_FORMS, can_hold, dcmqi, highdicom
 from tests.interop.seg_cases import series_named
 from tests.interop.written import CARD, CASES, EMPTIED, LABELS, ct_of_even_size, mr_of_odd_size, outcome

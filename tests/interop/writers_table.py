@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydicom import Dataset
 
-from dicomnode.imaging.series import SeriesVolume
+from dicomnode.imaging.images.series import SeriesVolume
 from tests.interop.ohif_writer import VERSIONS, Saved, forms_of, write
 from tests.interop.other_writers import DCMQI_FORMS, HIGHDICOM_FORMS, can_hold, dcmqi, highdicom
 from tests.interop.written import CASES, LABELS, layers_of, mr_of_odd_size, outcome

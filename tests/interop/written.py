@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import mirror, seg_read
-from dicomnode.imaging.decoded import Decoded
-from dicomnode.imaging.mirror import Mirrored, MirrorVerdict
-from dicomnode.imaging.series import SeriesVolume, to_volume
+from dicomnode.imaging.corrections import mirror
+from dicomnode.imaging.corrections.mirror import Mirrored, MirrorVerdict
+from dicomnode.imaging.images.series import SeriesVolume, to_volume
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.reading.decoded import Decoded
 from tests.ct_builders import ct_series
 from tests.imaging_builders import make_card, make_series, make_volume
 

@@ -14,8 +14,8 @@ from pydicom.uid import generate_uid
 
 from dicomnode.demo.inputs import write_mni_series
 from dicomnode.domain import Destination
-from dicomnode.imaging.mr_write import encode_series
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.results.mr_write import encode_series
 from dicomnode.scp import sender
 
 SENDER = "SCANNER"

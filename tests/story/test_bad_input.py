@@ -15,7 +15,7 @@ from pynetdicom import AE
 
 from dicomnode.domain import Destination, JobKind, JobState, SeriesState
 from dicomnode.errors import AssociationError
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
 from tests.conftest import take_free_port
 from tests.imaging_builders import foreign_seg
 from tests.peers import LOOPBACK, Program, start_program, wait_until

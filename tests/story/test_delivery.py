@@ -14,8 +14,8 @@ from highdicom import Volume
 from pydicom import Dataset, dcmread
 
 from dicomnode.domain import ModelCard, SeriesState
-from dicomnode.imaging import seg_write
-from dicomnode.imaging.series import SeriesVolume, to_volume
+from dicomnode.imaging.images.series import SeriesVolume, to_volume
+from dicomnode.imaging.results import seg_write
 from dicomnode.ml import inference
 from dicomnode.ml.shelf import ModelShelf
 from tests.conftest import need_program, take_free_port

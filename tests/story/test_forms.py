@@ -11,8 +11,8 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from dicomnode.domain import ResultForm, SeriesState
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_read
 from dicomnode.ml.shelf import ModelShelf
 from tests.conftest import need_program, take_free_port
 from tests.peers import Program

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dicomnode.imaging.contour_masks import EDGE_TOLERANCE, effort, fill_plane
-from dicomnode.imaging.contours import closed_rings
+from dicomnode.imaging.reading.contour_masks import EDGE_TOLERANCE, effort, fill_plane
+from dicomnode.imaging.results.contours import closed_rings
 from tests.contour_filling import fill
 from tests.rtstruct_builders import distance
 

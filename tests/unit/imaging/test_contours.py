@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dicomnode.imaging.contours import closed_rings
+from dicomnode.imaging.results.contours import closed_rings
 from tests.contour_filling import fill, winding
 
 RING = np.pad(np.pad(np.zeros((2, 2), bool), 1, constant_values=True), 1)

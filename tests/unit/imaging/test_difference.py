@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dicomnode.domain import LabelScore
-from dicomnode.imaging import difference
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.pictures import difference
 from tests.imaging_builders import make_card, plain_series
 
 CARD = make_card()

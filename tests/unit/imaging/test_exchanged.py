@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dicomnode.imaging.exchanged import exchanged_labels
+from dicomnode.imaging.corrections.exchanged import exchanged_labels
 
 
 def block(first):

@@ -8,8 +8,8 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import RTImageStorage, SecondaryCaptureImageStorage
 
 from dicomnode.domain import ImageKind, Plane
-from dicomnode.imaging.facts import Facts, facts_of, plane_of, vendor_of
-from dicomnode.imaging.stacks import read_stacks
+from dicomnode.imaging.images.facts import Facts, facts_of, plane_of, vendor_of
+from dicomnode.imaging.images.stacks import read_stacks
 from tests.imaging_builders import item, make_series, make_volume
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dicomnode.imaging.findings import measure
 from dicomnode.imaging.identity import mask_sha256, voxels_sha256
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.results.findings import measure
 from tests.imaging_builders import make_card, make_series, make_volume, plain_series
 from tests.seg_builders import found_at
 

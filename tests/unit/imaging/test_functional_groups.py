@@ -8,8 +8,8 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomnode.imaging.frames import SourceFrame
-from dicomnode.imaging.functional_groups import decimal_string, per_frame_groups
+from dicomnode.imaging.images.frames import SourceFrame
+from dicomnode.imaging.images.functional_groups import decimal_string, per_frame_groups
 from tests.imaging_builders import item, part_10
 
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"

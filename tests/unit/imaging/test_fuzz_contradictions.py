@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import received
+from dicomnode.imaging.reading import received
 from tests.fuzz_builders import Mutant, every_single, mutant, words
 from tests.fuzz_node import BASES, Node
 from tests.fuzz_objects import CARD, LABELS, bombs

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from dicomnode.imaging.regrid import backed_slices, labels_to_planes, mask_to_image, planes_to_image
-from dicomnode.imaging.series import to_volume
-from dicomnode.imaging.stacks import Stack, only_stack
+from dicomnode.imaging.images.regrid import backed_slices, labels_to_planes, mask_to_image, planes_to_image
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.images.stacks import Stack, only_stack
 from tests.frame_builders import plane
 
 ROWS, COLUMNS = 5, 6

@@ -9,10 +9,12 @@ from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 
 from dicomnode.errors import InputError
-from dicomnode.imaging import recognition, seg_read, seg_write
-from dicomnode.imaging.findings import measure
-from dicomnode.imaging.series import to_volume
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.corrections import recognition
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.results import seg_write
+from dicomnode.imaging.results.findings import measure
 from tests.imaging_builders import make_card, part_10, plain_series
 from tests.seg_builders import RUN, encoded_forms
 

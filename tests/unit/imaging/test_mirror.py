@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dicomnode.domain import STRUCTURE_SET_SOP_CLASS
-from dicomnode.imaging import mirror
-from dicomnode.imaging.decoded import Decoded
-from dicomnode.imaging.mirror import MirrorVerdict
+from dicomnode.imaging.corrections import mirror
+from dicomnode.imaging.corrections.mirror import MirrorVerdict
+from dicomnode.imaging.reading.decoded import Decoded
 from tests.imaging_builders import item
 
 SHAPE = (8, 10, 10)

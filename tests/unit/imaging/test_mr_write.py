@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dicomnode.imaging.mr_write import encode_series
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.results.mr_write import encode_series
 from tests.imaging_builders import NOW, make_series, make_volume, reread
 
 

@@ -22,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicomnode.imaging.pixels import decode_planes
+from dicomnode.imaging.images.pixels import decode_planes
 from tests.imaging_builders import item
 from tests.pixel_builders import frames_of, make_image
 

@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from dicomnode.errors import InputError, UnreadableInstanceError, UnsupportedSeriesError
-from dicomnode.imaging.pixels import decode_planes
+from dicomnode.imaging.images.pixels import decode_planes
 from tests.pixel_builders import encode_frame, frames_of, make_image
 
 COMPRESSED = (RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from dicomnode.imaging.findings import measure
-from dicomnode.imaging.overlay import spread_window, to_grey
-from dicomnode.imaging.preview import (
+from dicomnode.imaging.images.series import stack_volume
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.pictures.overlay import spread_window, to_grey
+from dicomnode.imaging.pictures.preview import (
     BACKGROUND,
     MARGIN,
     MINIMUM_WIDTH,
@@ -13,8 +14,7 @@ from dicomnode.imaging.preview import (
     findings_montage,
     montage,
 )
-from dicomnode.imaging.series import stack_volume
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.results.findings import measure
 from tests.frame_builders import tilted
 from tests.imaging_builders import AXIAL, make_card, make_series, make_volume, plain_series
 from tests.seg_builders import found_at, found_in

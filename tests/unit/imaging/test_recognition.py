@@ -7,11 +7,12 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicomnode.domain import Recognition
-from dicomnode.imaging import corrections, recognition, seg_read
-from dicomnode.imaging.decoded import Decoded
+from dicomnode.imaging.corrections import comparison, recognition
+from dicomnode.imaging.corrections.recognition import Known, SentObject
 from dicomnode.imaging.identity import voxels_sha256
-from dicomnode.imaging.recognition import Known, SentObject
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.reading.decoded import Decoded
 from tests.imaging_builders import foreign_seg, item, make_card, plain_series, reread
 from tests.seg_builders import encoded_forms, found_in
 
@@ -193,7 +194,7 @@ def test_the_score_counts_only_labels_that_the_correction_speaks_of():
     edited[2, 1, 1] = False
     edited[3, 0, 0] = True
 
-    scores = corrections.compare(OURS, decoded({ANTERIOR: edited}), CARD)
+    scores = comparison.compare(OURS, decoded({ANTERIOR: edited}), CARD)
 
     assert [score.label for score in scores] == [ANTERIOR]
     assert scores[0].dice == pytest.approx(2 * 17 / (18 + 18))
@@ -202,11 +203,11 @@ def test_the_score_counts_only_labels_that_the_correction_speaks_of():
 
 
 def test_a_listed_label_without_voxels_was_emptied_and_an_absent_one_is_unknown():
-    listed = corrections.compare(OURS, decoded({}, empty=(POSTERIOR,)), CARD)
-    alone = corrections.with_absent_emptied(decoded({}), CARD, corrects=None)
+    listed = comparison.compare(OURS, decoded({}, empty=(POSTERIOR,)), CARD)
+    alone = comparison.with_absent_emptied(decoded({}), CARD, corrects=None)
     there = decoded({ANTERIOR: OURS[ANTERIOR]})
-    emptied = corrections.with_absent_emptied(there, CARD, corrects=None)
-    by_policy = corrections.compare(OURS, emptied, CARD)
+    emptied = comparison.with_absent_emptied(there, CARD, corrects=None)
+    by_policy = comparison.compare(OURS, emptied, CARD)
 
     assert [(score.label, score.dice, score.edited_slices) for score in listed] == [
         (POSTERIOR, 0.0, (3, 4, 5))
@@ -216,7 +217,7 @@ def test_a_listed_label_without_voxels_was_emptied_and_an_absent_one_is_unknown(
 
 
 def test_a_label_that_is_empty_on_both_sides_agrees():
-    (score,) = corrections.compare({}, decoded({}, empty=(ANTERIOR,)), CARD)
+    (score,) = comparison.compare({}, decoded({}, empty=(ANTERIOR,)), CARD)
 
     assert (score.dice, score.edited_slices) == (1.0, ())
 
@@ -226,7 +227,7 @@ def test_reviewed_weights_follow_the_edited_range_and_the_extent():
     edited = ours[ANTERIOR].copy()
     edited[3, 2, 2] = True
 
-    (said,) = corrections.spoken(ours, decoded({ANTERIOR: edited}), CARD)
+    (said,) = comparison.spoken(ours, decoded({ANTERIOR: edited}), CARD)
 
     # edited slice 3, seen on 2 and 4; elsewhere within the extent left as it was; posterior unknown
     assert said.label == ANTERIOR
@@ -237,10 +238,10 @@ def test_reviewed_weights_follow_the_edited_range_and_the_extent():
 def test_slices_outside_extent_and_range_are_unknown():
     ours = {ANTERIOR: block(slice(1, 3), 1, 1)}
 
-    (said,) = corrections.spoken(ours, decoded(ours), CARD)
+    (said,) = comparison.spoken(ours, decoded(ours), CARD)
 
     np.testing.assert_array_equal(said.weights, [0, 0.5, 0.5, 0, 0, 0])
-    (whole,) = corrections.spoken(ours, decoded(ours), CARD, is_whole_study_read=True)
+    (whole,) = comparison.spoken(ours, decoded(ours), CARD, is_whole_study_read=True)
     np.testing.assert_array_equal(whole.weights, [0, 1, 1, 0, 0, 0])
 
 
@@ -258,8 +259,8 @@ def test_training_labels_take_the_correction_and_keep_ours_where_it_is_silent():
 
 def merge_of(*received):
     """What several objects say together, oldest first."""
-    said = [corrections.spoken(OURS, one, CARD) for one in received]
-    return corrections.merge(OURS, said, CARD, shape=SHAPE)
+    said = [comparison.spoken(OURS, one, CARD) for one in received]
+    return comparison.merge(OURS, said, CARD, shape=SHAPE)
 
 
 def test_of_several_corrections_the_latest_counts_for_each_label():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dicomnode.domain import Recognition
-from dicomnode.imaging import corrections, recognition
-from dicomnode.imaging.decoded import Decoded
+from dicomnode.imaging.corrections import comparison, recognition
+from dicomnode.imaging.corrections.recognition import Known, SentObject
 from dicomnode.imaging.identity import tracking_uid, voxels_sha256
-from dicomnode.imaging.recognition import Known, SentObject
+from dicomnode.imaging.reading.decoded import Decoded
 from tests.imaging_builders import item, make_card
 
 LABELS = ("Liver", "Spleen", "Left lung", "Right lung")
@@ -92,7 +92,7 @@ def test_a_part_saved_by_a_viewer_without_an_edit_is_accepted_unchanged_and_dele
     found = recognition.recognise(received(), decoded=theirs, known=KNOWN)
 
     assert (found.kind, found.corrects) == (Recognition.ACCEPTED_UNCHANGED, FIRST)
-    assert [(one.label, one.dice) for one in corrections.compare(OURS, theirs, CARD)] == [
+    assert [(one.label, one.dice) for one in comparison.compare(OURS, theirs, CARD)] == [
         ("Liver", 1.0),
         ("Spleen", 1.0),
     ]
@@ -156,13 +156,13 @@ def test_an_object_of_ours_without_voxels_is_never_a_loop_back():
 def test_absence_empties_labels_of_the_part_that_was_corrected_and_no_others(corrects, emptied):
     correction = decoded(part_of_ours(["Liver"]))
 
-    spoken = corrections.with_absent_emptied(correction, CARD, corrects=corrects.labels if corrects else None)
+    spoken = comparison.with_absent_emptied(correction, CARD, corrects=corrects.labels if corrects else None)
 
-    scores = corrections.compare(OURS, spoken, CARD)
+    scores = comparison.compare(OURS, spoken, CARD)
     assert [(one.label, one.correction_voxels) for one in scores] == [("Liver", 15)] + [
         (label, 0) for label in emptied
     ]
-    merged = corrections.merge(OURS, [corrections.spoken(OURS, spoken, CARD)], CARD, shape=SHAPE)
+    merged = comparison.merge(OURS, [comparison.spoken(OURS, spoken, CARD)], CARD, shape=SHAPE)
     assert merged.labels_known == ("Liver", *emptied)
     trained = merged.labels
     kept = [label for label in LABELS[1:] if label not in emptied]

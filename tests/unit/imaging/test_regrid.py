@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dicomnode.imaging.regrid import backed_slices, labels_to_planes, mask_to_image, planes_to_image
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.regrid import backed_slices, labels_to_planes, mask_to_image, planes_to_image
+from dicomnode.imaging.images.stacks import only_stack
 from tests.frame_builders import column_of_planes, tilted
 
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from dicomnode.imaging.decoded import Decoded
-from dicomnode.imaging.repeated import repeats_one_plane
+from dicomnode.imaging.corrections.repeated import repeats_one_plane
+from dicomnode.imaging.reading.decoded import Decoded
 
 
 def cone(planes: int) -> NDArray[np.bool_]:

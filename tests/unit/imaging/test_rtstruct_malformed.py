@@ -11,9 +11,9 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import rtstruct_contours, rtstruct_read, seg_canvas
-from dicomnode.imaging.rtstruct_defects import DEFECTS
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import rtstruct_contours, rtstruct_read, seg_canvas
+from dicomnode.imaging.reading.rtstruct_defects import DEFECTS
 from tests.imaging_builders import make_card, plain_series, reread
 from tests.rtstruct_builders import contour, on_frame, square, square_on, structure_set
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from pydicom import Dataset
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import rtstruct_read, rtstruct_write
-from dicomnode.imaging.findings import measure
 from dicomnode.imaging.identity import voxels_sha256
-from dicomnode.imaging.rtstruct_defects import DEFECTS
-from dicomnode.imaging.series import stack_volume
-from dicomnode.imaging.stacks import only_stack, read_stacks
+from dicomnode.imaging.images.series import stack_volume
+from dicomnode.imaging.images.stacks import only_stack, read_stacks
+from dicomnode.imaging.reading import rtstruct_read
+from dicomnode.imaging.reading.rtstruct_defects import DEFECTS
+from dicomnode.imaging.results import rtstruct_write
+from dicomnode.imaging.results.findings import measure
 from tests.frame_builders import column_of_planes, frame_groups, multi_frame, plane, tilted
 from tests.imaging_builders import item, make_card, plain_series, reread
 from tests.rtstruct_builders import contour, on_frame, square, square_on, structure_set

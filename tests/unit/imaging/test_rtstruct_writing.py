@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pydicom import Dataset
 
 from dicomnode.domain import Code
-from dicomnode.imaging import rtstruct_write
-from dicomnode.imaging.findings import Run, measure
-from dicomnode.imaging.series import stack_volume
-from dicomnode.imaging.stacks import only_stack, read_stacks
+from dicomnode.imaging.images.series import stack_volume
+from dicomnode.imaging.images.stacks import only_stack, read_stacks
+from dicomnode.imaging.results import rtstruct_write
+from dicomnode.imaging.results.findings import Run, measure
 from tests.contour_filling import labels_of
 from tests.frame_builders import frame_groups, multi_frame, tilted
 from tests.imaging_builders import (

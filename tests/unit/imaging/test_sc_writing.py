@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from dicomnode.imaging import sc_write
-from dicomnode.imaging.findings import Run, measure
-from dicomnode.imaging.series import stack_volume
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.series import stack_volume
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.results import sc_write
+from dicomnode.imaging.results.findings import Run, measure
 from tests.frame_builders import frame_groups, multi_frame, tilted
 from tests.imaging_builders import NOW, make_card, make_series, make_volume, part_10, plain_series, reread
 from tests.seg_builders import RUN, found_at, found_in

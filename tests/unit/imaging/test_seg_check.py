@@ -5,9 +5,9 @@ import struct
 import pytest
 from pydicom.dataelem import RawDataElement
 
-from dicomnode.imaging import seg_check
-from dicomnode.imaging.functional_groups import PER_FRAME_FUNCTIONAL_GROUPS, per_frame_groups
-from dicomnode.imaging.seg_encode import encode_rle
+from dicomnode.imaging.images.functional_groups import PER_FRAME_FUNCTIONAL_GROUPS, per_frame_groups
+from dicomnode.imaging.results import seg_check
+from dicomnode.imaging.results.seg_encode import encode_rle
 from tests.imaging_builders import make_card, plain_series
 from tests.seg_builders import encoded_forms, found_at
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dicomnode.imaging import seg_confidence, seg_read
-from dicomnode.imaging.seg_confidence import REMARKS
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_confidence, seg_read
+from dicomnode.imaging.reading.seg_confidence import REMARKS
 from tests.imaging_builders import LABEL_MAP, foreign_seg, item, make_card, plain_series, reread
 from tests.seg_builders import encoded_forms, found_at
 

@@ -5,9 +5,9 @@ import struct
 import numpy as np
 import pytest
 
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.rle import decode_segments
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.reading.rle import decode_segments
 from tests.imaging_builders import foreign_seg, item, make_card, plain_series
 
 LABELS = ("A first", "B second", "C third")

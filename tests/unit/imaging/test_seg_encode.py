@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from pydicom.pixels.decoders.rle import _rle_decode_frame as pydicom_decode_rle
 from pydicom.pixels.utils import unpack_bits
 
-from dicomnode.imaging.seg_encode import decode_rle, encode_rle, pack_frames, unpack_frame
+from dicomnode.imaging.results.seg_encode import decode_rle, encode_rle, pack_frames, unpack_frame
 
 SIDES = st.tuples(st.integers(1, 12), st.integers(1, 300))
 FRAMES = SIDES.flatmap(

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicomnode.domain import Code
-from dicomnode.imaging import seg_write
-from dicomnode.imaging.seg_parts import MOST_SEGMENTS, split
+from dicomnode.imaging.results import seg_write
+from dicomnode.imaging.results.seg_parts import MOST_SEGMENTS, split
 from tests.imaging_builders import make_card, make_series, make_volume
 from tests.seg_builders import RUN, found_in
 

@@ -23,9 +23,14 @@ from pydicom.uid import (
 )
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging.seg_codes import DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED
-from dicomnode.imaging.seg_encode import encode_rle
-from dicomnode.imaging.seg_pixels import fraction_threshold, has_aligned_frames, iter_frames, pixel_flags
+from dicomnode.imaging.reading.seg_codes import DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED
+from dicomnode.imaging.reading.seg_pixels import (
+    fraction_threshold,
+    has_aligned_frames,
+    iter_frames,
+    pixel_flags,
+)
+from dicomnode.imaging.results.seg_encode import encode_rle
 from tests.pixel_builders import encode_frame
 from tests.seg_pixel_builders import as_bits, bare_seg, blob_masks, deflated, items, reread, run_lengths
 

@@ -6,9 +6,9 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.seg_content import LOSSY
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.reading.seg_content import LOSSY
 from tests.imaging_builders import (
     LABEL_MAP,
     foreign_seg,

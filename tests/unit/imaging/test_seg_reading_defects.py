@@ -5,8 +5,8 @@ import pytest
 from pydicom import Dataset
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.stacks import only_stack, read_stacks
+from dicomnode.imaging.images.stacks import only_stack, read_stacks
+from dicomnode.imaging.reading import seg_read
 from tests.frame_builders import column_of_planes
 from tests.imaging_builders import (
     foreign_seg,

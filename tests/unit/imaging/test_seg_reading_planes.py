@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.stacks import only_stack, read_stacks
+from dicomnode.imaging.images.stacks import only_stack, read_stacks
+from dicomnode.imaging.reading import seg_read
 from tests.frame_builders import column_of_planes, frame_groups, item, multi_frame, plane, tilted
 from tests.imaging_builders import foreign_seg, make_card
 

@@ -5,10 +5,10 @@ import pytest
 import SimpleITK
 
 from dicomnode.errors import CorrectionError
-from dicomnode.imaging import seg_read, seg_resample
-from dicomnode.imaging.seg_geometry import FrameGeometry
-from dicomnode.imaging.seg_planes import PlaneIndex
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_read, seg_resample
+from dicomnode.imaging.reading.seg_geometry import FrameGeometry
+from dicomnode.imaging.reading.seg_planes import PlaneIndex
 from tests.frame_builders import column_of_planes, tilted
 from tests.imaging_builders import AXIAL, foreign_seg, item, make_card, make_series, make_volume
 

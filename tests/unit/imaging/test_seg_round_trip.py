@@ -5,11 +5,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from dicomnode.imaging import seg_read
-from dicomnode.imaging.findings import measure
 from dicomnode.imaging.identity import mask_sha256, voxels_sha256
-from dicomnode.imaging.series import to_volume
-from dicomnode.imaging.stacks import only_stack
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.images.stacks import only_stack
+from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.results.findings import measure
 from tests.frame_builders import frame_groups, multi_frame, plane
 from tests.imaging_builders import make_card, make_series, make_volume, reread
 from tests.seg_builders import encoded_forms

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dicomnode.errors import UnreadableInstanceError
-from dicomnode.imaging import seg_write
 from dicomnode.imaging.identity import DEVICE, label_table_sha256
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.results import seg_write
 from tests.imaging_builders import NOW, make_card, part_10, plain_series, reread
 from tests.seg_builders import RUN, encoded_forms, found_at
 

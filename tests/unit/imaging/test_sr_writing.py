@@ -11,14 +11,14 @@ from pydicom.sr.codedict import codes
 
 from dicomnode.domain import ResultForm
 from dicomnode.errors import UnreadableInstanceError
-from dicomnode.imaging import seg_write, sr_write
-from dicomnode.imaging.findings import measure
 from dicomnode.imaging.identity import is_own_device
-from dicomnode.imaging.result_object import result_object
-from dicomnode.imaging.series import stack_volume
-from dicomnode.imaging.sr_groups import image_references
-from dicomnode.imaging.sr_quantities import pixel_quantity
-from dicomnode.imaging.stacks import read_stacks
+from dicomnode.imaging.images.series import stack_volume
+from dicomnode.imaging.images.stacks import read_stacks
+from dicomnode.imaging.results import seg_write, sr_write
+from dicomnode.imaging.results.findings import measure
+from dicomnode.imaging.results.result_object import result_object
+from dicomnode.imaging.results.sr_groups import image_references
+from dicomnode.imaging.results.sr_quantities import pixel_quantity
 from tests.imaging_builders import NOW, make_card, part_10, plain_series, reread, sct
 from tests.seg_builders import RUN, encoded_forms, found_at, found_in
 

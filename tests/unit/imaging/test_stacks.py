@@ -14,8 +14,8 @@ from pydicom.uid import (
 )
 
 from dicomnode.errors import GeometryError, UnreadableInstanceError, UnsupportedSeriesError
-from dicomnode.imaging.series import to_volume
-from dicomnode.imaging.stacks import only_stack, read_stacks
+from dicomnode.imaging.images.series import to_volume
+from dicomnode.imaging.images.stacks import only_stack, read_stacks
 from tests.frame_builders import column_of_planes, frame_groups, item, multi_frame, plane, shared_groups
 from tests.imaging_builders import make_series, make_volume
 

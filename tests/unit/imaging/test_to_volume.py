@@ -12,7 +12,7 @@ from pydicom.uid import (
 )
 
 from dicomnode.errors import GeometryError, UnreadableInstanceError, UnsupportedSeriesError
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
 from tests.frame_builders import frame_groups, item, multi_frame
 from tests.imaging_builders import make_series, make_volume, plain_series
 

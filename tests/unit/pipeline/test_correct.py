@@ -9,7 +9,7 @@ from pydicom.uid import generate_uid
 
 from dicomnode.domain import KEY_OBJECT_SOP_CLASS, CorrectionState, JobKind, JobState, Recognition, Split
 from dicomnode.errors import CorrectionError, LeaseLostError, UnreadableInstanceError, UnsupportedSeriesError
-from dicomnode.imaging.series import to_volume
+from dicomnode.imaging.images.series import to_volume
 from dicomnode.ml import inference
 from dicomnode.pipeline.correct import ingest_correction
 from dicomnode.pipeline.segment import segment_series

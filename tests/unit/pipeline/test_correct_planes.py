@@ -7,9 +7,9 @@ import numpy as np
 from pydicom import Dataset
 
 from dicomnode.domain import JobKind, Recognition, ResultForm, Split
-from dicomnode.imaging.findings import Run, measure
-from dicomnode.imaging.series import stack_volume, to_volume
-from dicomnode.imaging.stacks import Stack, only_stack, read_stacks
+from dicomnode.imaging.images.series import stack_volume, to_volume
+from dicomnode.imaging.images.stacks import Stack, only_stack, read_stacks
+from dicomnode.imaging.results.findings import Run, measure
 from dicomnode.ml import network, package
 from dicomnode.pipeline import forms
 from dicomnode.settings import CorrectionSettings, RouteSettings

@@ -15,7 +15,7 @@ from pydicom import Dataset, dcmread
 from dicomnode.conditions import Preference, Range
 from dicomnode.domain import Destination, ResultForm
 from dicomnode.errors import ConfigError, UnsupportedSeriesError
-from dicomnode.imaging.stacks import Stack, read_stacks
+from dicomnode.imaging.images.stacks import Stack, read_stacks
 from dicomnode.pipeline.preferences import rank
 from dicomnode.pipeline.rehearse import SeriesPlan, rehearse
 from dicomnode.pipeline.routing import Choice, best_of, check_routes, choose, consider

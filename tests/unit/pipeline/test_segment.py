@@ -24,7 +24,7 @@ from dicomnode.errors import (
     UnreadableInstanceError,
     UnsupportedSeriesError,
 )
-from dicomnode.imaging.findings import Run
+from dicomnode.imaging.results.findings import Run
 from dicomnode.pipeline import forms
 from dicomnode.pipeline.correct import ingest_correction
 from dicomnode.pipeline.segment import route, segment, segment_series

@@ -1,0 +1,1 @@
+"""Received images as planes, stacks and volumes in modality units."""

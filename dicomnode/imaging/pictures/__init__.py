@@ -1,0 +1,1 @@
+"""Pictures for people: labels over images, and what a correction changed."""

@@ -1,0 +1,1 @@
+"""What a model found, as DICOM objects: segmentations, reports, contours, pictures."""
