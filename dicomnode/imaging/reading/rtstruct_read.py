@@ -7,7 +7,7 @@ where it lies, and its coordinates, which are the drawing, decide. Whatever leav
 nothing of it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from dicomnode.imaging.reading.rtstruct_defects import confidence, doubts
 from dicomnode.imaging.reading.rtstruct_paint import Painted, Painter
 from dicomnode.imaging.reading.rtstruct_references import referenced_instances, referenced_series, stack_of
 from dicomnode.imaging.reading.rtstruct_rois import Roi, listed_rois, structure_set_name
+from dicomnode.imaging.reading.seg_canvas import share_voxels
 
 __all__ = ["decode", "referenced_instances", "referenced_series", "stack_of"]
 
@@ -166,7 +167,7 @@ def _decoded(ds: Dataset, structures: Sequence[Painted], stack: Stack, card: Mod
     if not any(one.contours for one in structures):
         flags.add("nothing_drawn")
     said += doubts(flags & _OF_OBJECT)
-    if _share_voxels(list(masks.values()), set[int]().union(*(one.planes for one in structures))):
+    if share_voxels(list(masks.values()), planes=set[int]().union(*(one.planes for one in structures))):
         flags.add("labels_overlap")
     return Decoded(
         sop_instance_uid=attributes.text(ds, "SOPInstanceUID"),
@@ -201,12 +202,3 @@ def _unmapped(structures: Sequence[Painted], shape: tuple[int, int, int]) -> dic
             name = one.roi.name if one.roi.name not in unmapped else f"{one.roi.name} (ROI {one.roi.number})"
             unmapped[name] = np.zeros(shape, np.bool_) if one.mask is None else one.mask
     return unmapped
-
-
-def _share_voxels(masks: Sequence[BoolArray], planes: Iterable[int]) -> bool:
-    """Answer whether two masks share a voxel on one of these planes."""
-    for plane in planes if len(masks) > 1 else ():
-        covered = np.sum([mask[plane] for mask in masks], axis=0, dtype=np.uint8)
-        if covered.max() > 1:
-            return True
-    return False

@@ -1,6 +1,7 @@
 """The masks of one received object while its frames are painted, one per segment number."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -69,3 +70,14 @@ class Canvas:
                 )
             self.painted[number] = np.zeros(self.shape, np.bool_)
         return self.painted[number]
+
+
+def share_voxels(masks: Sequence[BoolArray], *, planes: Iterable[int]) -> bool:
+    """Answer whether two masks (frame, row, column) share a voxel on one of these planes."""
+    for plane in planes if len(masks) > 1 else ():
+        seen: BoolArray = np.zeros(masks[0].shape[1:], np.bool_)
+        for mask in masks:
+            if np.any(seen & mask[plane]):
+                return True
+            seen |= mask[plane]
+    return False

@@ -8,7 +8,7 @@ masks are trusted in `Decoded.confidence`, why a person must look first in `Deco
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -23,7 +23,7 @@ from dicomnode.imaging.images.codestreams import Stored
 from dicomnode.imaging.images.stacks import Stack
 from dicomnode.imaging.reading import seg_confidence
 from dicomnode.imaging.reading.decoded import Decoded
-from dicomnode.imaging.reading.seg_canvas import MAXIMUM_MASK_VOXELS, Canvas
+from dicomnode.imaging.reading.seg_canvas import MAXIMUM_MASK_VOXELS, Canvas, share_voxels
 from dicomnode.imaging.reading.seg_frames import FrameLocator, source_images
 from dicomnode.imaging.reading.seg_labels import Listed, is_label_map, listed_segments, segment_numbers
 from dicomnode.imaging.reading.seg_pixels import checked_size, fraction_threshold, iter_frames, pixel_flags
@@ -208,7 +208,7 @@ def _decoded(
     unknown = {label for label, own in numbers.items() if canvas.left_out & own or _is_lost(canvas, own)}
     known = {label: own for label, own in numbers.items() if label not in unknown}
     masks = {label: _union(canvas, own) for label, own in known.items() if own & canvas.painted.keys()}
-    if _overlap(list(masks.values()), planes=set().union(*canvas.planes.values())):
+    if share_voxels(list(masks.values()), planes=set().union(*canvas.planes.values())):
         flags.add("labels_overlap")
     of_labels = {label: _label_flags(listed, own) for label, own in numbers.items()}
     found = flags.union(*of_labels.values(), *(segment.flags for segment in listed.values()))
@@ -271,14 +271,3 @@ def _free_name(name: str, taken: Mapping[str, BoolArray]) -> str:
     while candidate in taken:
         candidate, count = f"{name} ({count})", count + 1
     return candidate
-
-
-def _overlap(masks: Sequence[BoolArray], *, planes: Iterable[int]) -> bool:
-    """Answer whether two masks share a voxel on one of these planes."""
-    for plane in planes:
-        seen: BoolArray = np.zeros(masks[0].shape[1:] if masks else (0, 0), np.bool_)
-        for mask in masks:
-            if np.any(seen & mask[plane]):
-                return True
-            seen |= mask[plane]
-    return False
