@@ -180,15 +180,20 @@ def itkimage2segimage(folder: Path) -> Callable[[], list[Path]]:
     ]
 
     def write() -> list[Path]:
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None:
-                CHILD_PEAKS_MB.append(peak_mb(str(process.pid)))
-                time.sleep(0.01)
-        if process.returncode:
-            raise SystemExit(f"itkimage2segimage ended with {process.returncode}")
+        run_program(command)
         return [output]
 
     return write
+
+
+def run_program(command: Sequence[str]) -> None:
+    """Run a contender that is a program of its own, and note its memory."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            CHILD_PEAKS_MB.append(peak_mb(str(process.pid)))
+            time.sleep(0.01)
+    if process.returncode:
+        raise SystemExit(f"{Path(command[0]).name} ended with {process.returncode}")
 
 
 CONTENDERS: dict[str, Callable[[Path], Callable[[], list[Path]]]] = {

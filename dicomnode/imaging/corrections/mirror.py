@@ -17,7 +17,7 @@ from dicomnode.domain import STRUCTURE_SET_SOP_CLASS
 from dicomnode.imaging import attributes
 from dicomnode.imaging.identity import BoolArray
 from dicomnode.imaging.reading.decoded import Decoded
-from dicomnode.imaging.reading.seg_frames import source_images
+from dicomnode.imaging.reading.seg_frames import dcmjs_marks, source_images
 
 SUSPECT_GAIN = 0.2
 SUSPECT_DICE = 0.6
@@ -37,20 +37,13 @@ SLICES_TURNED = "slices_turned"
 TURNED_CONFIDENCE = 0.9
 """Factor for the confidence of labels whose slices were turned."""
 
-_DCMJS = {
-    "Manufacturer": "Unspecified",
-    "ManufacturerModelName": "Unspecified",
-    "SoftwareVersions": "0",
-    "DeviceSerialNumber": "1",
-    "ContentLabel": "SEGMENTATION",
-    "ImageComments": "NOT FOR CLINICAL USE",
-}
 _DCMJS_MARKS = 4
 _WRITER = {
     True: "its writer, dcmjs of OHIF 3.12 and before or without source images, is known to reverse them",
     False: "its writer is not known to reverse them",
 }
 
+_CONTOURS = "contours lie in patient space, whatever the order of the slices"
 FloatImage = NDArray[np.float32]
 Masks = Mapping[str, BoolArray]
 
@@ -120,6 +113,8 @@ def arbitrate(
     unflip
         The site lets certain cases be turned without a person.
     """
+    if attributes.text(ds, "SOPClassUID") == STRUCTURE_SET_SOP_CLASS:
+        return Mirrored(verdict=MirrorVerdict.AS_READ, foreground=None, labels={}, sentence=_CONTOURS)
     fits = {
         label: _fit([ours], [decoded.masks[label]])
         for label, ours in prediction.items()
@@ -164,8 +159,7 @@ def known_to_mirror(ds: Dataset) -> bool:
     position places it. In 5.x a reference outweighs the position (`FrameLocator`). The writer is told by
     most of what dcmjs claims of itself: other writers share single marks.
     """
-    claimed = sum(attributes.text(ds, keyword) == value for keyword, value in _DCMJS.items())
-    if claimed < _DCMJS_MARKS:
+    if dcmjs_marks(ds) < _DCMJS_MARKS:
         return False
     frames = attributes.items(ds, "PerFrameFunctionalGroupsSequence")
     sources = [item for frame in frames for item in source_images(frame)]
@@ -179,8 +173,6 @@ def _verdict(
     fits: Mapping[str, Fit],
     foreground: Fit | None,
 ) -> tuple[MirrorVerdict, str]:
-    if attributes.text(ds, "SOPClassUID") == STRUCTURE_SET_SOP_CLASS:
-        return MirrorVerdict.AS_READ, "contours lie in patient space, whatever the order of the slices"
     if all(np.array_equal(mask, mask[::-1]) for mask in masks.values()):
         return MirrorVerdict.AS_READ, "its masks are the same in either order of the slices"
     is_known = known_to_mirror(ds)
@@ -235,7 +227,12 @@ def _fit(ours: Sequence[BoolArray], theirs: Sequence[BoolArray]) -> Fit:
 
 
 def _union(masks: Sequence[BoolArray]) -> BoolArray:
-    """Put masks together one after the other: stacked, they would take their number times the memory."""
+    """Put masks together one after the other: stacked, they would take their number times the memory.
+
+    A single mask is given as it is.
+    """
+    if len(masks) == 1:
+        return masks[0]
     union = masks[0].copy()
     for mask in masks[1:]:
         union |= mask

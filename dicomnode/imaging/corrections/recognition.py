@@ -159,9 +159,9 @@ def _is_unlike(prediction: Mapping[str, BoolArray], masks: Mapping[str, BoolArra
 
 
 def _by_uid(received: Dataset, decoded: Decoded, known: Known) -> _Found | None:
-    digest = _digest(decoded)
     for sent in known.sent:
         if sent.sop_instance_uid == attributes.text(received, "SOPInstanceUID"):
+            digest = _digest(decoded)
             if digest is not None and digest == sent.voxels_sha256:
                 return Recognition.LOOP_BACK, "our object came back with the same voxels", sent
             return Recognition.CORRECTION, _IN_PLACE, sent

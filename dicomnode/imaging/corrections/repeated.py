@@ -34,10 +34,10 @@ def repeats_one_plane(ds: Dataset, *, decoded: Decoded, prediction: Mapping[str,
     prediction
         Ours of the same series, label -> mask (frame, row, column); empty where there is none.
     """
-    tall = {label: mask for label, mask in decoded.masks.items() if _planes(mask) >= LEAST_PLANES}
-    if not tall or not is_dcmjs(ds):
+    if not is_dcmjs(ds):
         return False
-    if not all(_share_alike(mask) > LEAST_SHARE for mask in tall.values()):
+    tall = {label: mask for label, mask in decoded.masks.items() if _planes(mask) >= LEAST_PLANES}
+    if not tall or not all(_share_alike(mask) > LEAST_SHARE for mask in tall.values()):
         return False
     return not all(label in prediction and _share_alike(prediction[label]) > LEAST_SHARE for label in tall)
 

@@ -127,5 +127,6 @@ def _begins_frames(table: tuple[int, ...], items: Items, frames: int) -> bool:
 
 
 def _grouped(table: tuple[int, ...], items: Items) -> list[Code]:
-    first = [items.starts.index(offset) for offset in table]
+    at = {start: index for index, start in enumerate(items.starts)}
+    first = [at[offset] for offset in table]
     return [items.fragments[begin:end] for begin, end in pairwise([*first, len(items.fragments)])]

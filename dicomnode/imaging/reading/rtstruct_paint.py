@@ -1,7 +1,6 @@
 """One structure after the other of a received RT Structure Set, painted onto the planes of its stack."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +12,10 @@ from dicomnode.imaging.reading.contour_masks import effort, fill_plane
 from dicomnode.imaging.reading.contour_planes import ContourPlanes
 from dicomnode.imaging.reading.rtstruct_contours import Contour, Limits, read_contours
 from dicomnode.imaging.reading.rtstruct_rois import Roi
-from dicomnode.imaging.reading.seg_canvas import Canvas
+from dicomnode.imaging.reading.seg_canvas import Canvas, is_sparse
 
 OUTSIDE = 1.0
 """Pixels that a contour may go beyond the centres of the border pixels: it may follow their outer edge."""
-SPARSE_PLANES = 3
-"""From this number of planes on, of which no two are neighbours, slices are taken to have been skipped."""
 _SPACE = frozenset({"other_frame_of_reference", "frame_of_reference_missing"})
 
 
@@ -102,11 +99,7 @@ class Painter:
             self._canvas.add(painted.roi.number, index, filled.mask)
             found = {"contours_overlap": filled.overlap, "contours_repeated": filled.repeat}
             painted.flags |= {flag for flag, is_met in found.items() if is_met}
-        if _is_sparse(sorted(rings)):
+        if is_sparse(rings):
             painted.flags.add("slices_skipped")
         painted.mask = self._canvas.painted.get(painted.roi.number)
         painted.planes = self._canvas.planes.get(painted.roi.number, set())
-
-
-def _is_sparse(planes: Sequence[int]) -> bool:
-    return len(planes) >= SPARSE_PLANES and int(np.diff(planes).min()) > 1

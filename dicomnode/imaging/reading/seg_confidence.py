@@ -94,6 +94,11 @@ REMARKS: Mapping[str, Remark] = {
         reason="the union is taken; frames with voxels of one segment on one slice may belong to others",
         doubt="several of its frames show the same segment on the same slice",
     ),
+    "slices_skipped": Remark(
+        factor=0.5,
+        reason="readers who draw on every other slice, or on thicker ones, mean those between, too",
+        doubt="no two neighbouring slices have voxels of a label; slices were probably skipped",
+    ),
     "in_plane_flip": Remark(factor=1.0, reason="the orientation of a frame says it exactly"),
     "cropped": Remark(factor=1.0, reason="voxel for voxel on the lattice of the source"),
     "outside_of_images": Remark(factor=1.0, reason="frames or parts of them beyond the images are left out"),

@@ -15,6 +15,16 @@ from dicomnode.imaging.reading.seg_planes import Place, PlaneIndex, Spot, Turn
 
 COSINE_TOLERANCE = 1e-3
 
+_DCMJS = {
+    "Manufacturer": "Unspecified",
+    "ManufacturerModelName": "Unspecified",
+    "SoftwareVersions": "0",
+    "DeviceSerialNumber": "1",
+    "ContentLabel": "SEGMENTATION",
+    "ImageComments": "NOT FOR CLINICAL USE",
+}
+_LEAST_MARKS = 2
+
 
 class FrameLocator:
     """Finds the planes of one object's frames; `flags` says what it met on the way.
@@ -137,6 +147,8 @@ class FrameLocator:
             self.flags.add("reference_conflict" if named else "no_references")
         if not named and self._is_dcmjs:
             self.flags.add("dcmjs_positions_alone")
+        # References that its position does not bear out contradict it; a frame of another size and without a
+        # position has nothing to contradict: it is refused or resampled.
         is_denied = spot is None or not spot.is_exact or spot.plane_index not in named
         if named and is_denied and (spot is not None or self._has_source_size):
             self._pairs.append((min(named), None))
@@ -232,9 +244,17 @@ class FrameLocator:
 
 
 def is_dcmjs(ds: Dataset) -> bool:
-    """Answer whether dcmjs (OHIF, Cornerstone) wrote an object, by the equipment it claims."""
-    is_unspecified = attributes.text(ds, "Manufacturer") == "Unspecified"
-    return is_unspecified or attributes.text(ds, "ContentLabel") == "SEGMENTATION"
+    """Answer whether dcmjs (OHIF, Cornerstone) wrote an object, by what it claims of itself.
+
+    Its manufacturer suffices; where an archive has changed that, two other marks. One alone does not:
+    SEGMENTATION is a Content Label that any writer may choose.
+    """
+    return attributes.text(ds, "Manufacturer") == _DCMJS["Manufacturer"] or dcmjs_marks(ds) >= _LEAST_MARKS
+
+
+def dcmjs_marks(ds: Dataset) -> int:
+    """Count what an object claims of itself as dcmjs does, 0 to 6."""
+    return sum(attributes.text(ds, keyword) == value for keyword, value in _DCMJS.items())
 
 
 def source_images(group: Dataset) -> list[Dataset]:

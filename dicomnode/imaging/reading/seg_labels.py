@@ -138,6 +138,7 @@ def _listed(one: _Claims, others: Sequence[_Claims], *, is_background: bool, ali
         flags.add("label_conflict")
     if is_background and label:
         flags.add("label_as_background")
+    # Codes tell a label only where no other segment has them or the label's name: a reader copies segments.
     rivals = [o for o in others if o is not one and one.coded and one.coded in {o.sure, o.coded}]
     if label is None and one.coded and not rivals:
         label = one.coded

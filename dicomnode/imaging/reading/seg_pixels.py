@@ -18,8 +18,8 @@ from dicomnode.imaging.reading.seg_content import Content, native_sizes, read_co
 from dicomnode.imaging.reading.seg_frames import is_dcmjs
 from dicomnode.imaging.reading.seg_labels import is_label_map
 
-MAXIMUM_PIXELS = 2**32
-"""Rows x Columns x Frames of one object: 16 thousand frames of 512 x 512."""
+MAXIMUM_PIXELS = 2**34
+"""Rows x Columns x Frames of one object, which are read one by one: 104 labels on 600 slices of 512 x 512."""
 MAXIMUM_FRAMES = 100_000
 MAXIMUM_FRAME_PIXELS = 2**25
 """Rows x Columns, more than of the largest mammograms: a frame of a few bytes may unpack to so many."""

@@ -23,7 +23,7 @@ from dicomnode.imaging.images.codestreams import Stored
 from dicomnode.imaging.images.stacks import Stack
 from dicomnode.imaging.reading import seg_confidence
 from dicomnode.imaging.reading.decoded import Decoded
-from dicomnode.imaging.reading.seg_canvas import MAXIMUM_MASK_VOXELS, Canvas, share_voxels
+from dicomnode.imaging.reading.seg_canvas import MAXIMUM_MASK_VOXELS, Canvas, is_sparse, share_voxels
 from dicomnode.imaging.reading.seg_frames import FrameLocator, source_images
 from dicomnode.imaging.reading.seg_labels import Listed, is_label_map, listed_segments, segment_numbers
 from dicomnode.imaging.reading.seg_pixels import checked_size, fraction_threshold, iter_frames, pixel_flags
@@ -126,10 +126,11 @@ class _Frames:
     def __iter__(self) -> Iterator[tuple[int, int, BoolArray]]:
         """Give (index of the frame, segment number, mask); a frame of a label map holds several segments."""
         threshold = self._threshold()
+        padding = attributes.integer(self._ds, "PixelPaddingValue")
         for index, pixels in enumerate(iter_frames(self._ds)):
             if self._is_label_map:
                 for number in _values_in(pixels):
-                    if number != attributes.integer(self._ds, "PixelPaddingValue"):
+                    if number != padding:
                         yield index, number, pixels == number
             else:
                 if self._is_fractional and np.any((pixels != 0) & (pixels != 2 * threshold)):
@@ -210,7 +211,7 @@ def _decoded(
     masks = {label: _union(canvas, own) for label, own in known.items() if own & canvas.painted.keys()}
     if share_voxels(list(masks.values()), planes=set().union(*canvas.planes.values())):
         flags.add("labels_overlap")
-    of_labels = {label: _label_flags(listed, own) for label, own in numbers.items()}
+    of_labels = {label: _label_flags(listed, own, canvas) for label, own in numbers.items()}
     found = flags.union(*of_labels.values(), *(segment.flags for segment in listed.values()))
     return Decoded(
         sop_instance_uid=attributes.text(ds, "SOPInstanceUID"),
@@ -239,9 +240,11 @@ def _is_lost(canvas: Canvas, numbers: set[int]) -> bool:
     return bool(numbers & canvas.cut) and not numbers & canvas.painted.keys()
 
 
-def _label_flags(listed: Mapping[int, Listed], numbers: set[int]) -> set[str]:
-    repeated = {"label_repeated"} if len(numbers) > 1 else set[str]()
-    return repeated.union(*(listed[number].flags for number in numbers))
+def _label_flags(listed: Mapping[int, Listed], numbers: set[int], canvas: Canvas) -> set[str]:
+    planes = set[int]().union(*(canvas.planes.get(number, set[int]()) for number in numbers))
+    found = {"label_repeated": len(numbers) > 1, "slices_skipped": is_sparse(planes)}
+    met = {flag for flag, is_met in found.items() if is_met}
+    return met.union(*(listed[number].flags for number in numbers))
 
 
 def _union(canvas: Canvas, numbers: set[int]) -> BoolArray:
@@ -253,17 +256,13 @@ def _union(canvas: Canvas, numbers: set[int]) -> BoolArray:
 
 def _unlabelled(canvas: Canvas, listed: Mapping[int, Listed]) -> dict[str, BoolArray]:
     unmapped: dict[str, BoolArray] = {}
+    nothing: BoolArray = np.zeros(canvas.shape, np.bool_)  # one for all that have no voxels
     for number, segment in listed.items():
         if segment.label is None and not segment.is_background:
-            mask = canvas.painted.get(number)
-            unmapped[_free_name(segment.name, unmapped)] = _or_nothing(mask, canvas.shape)
+            unmapped[_free_name(segment.name, unmapped)] = canvas.painted.get(number, nothing)
     for number in sorted(canvas.painted.keys() - listed.keys()):
         unmapped[_free_name(f"segment {number}", unmapped)] = canvas.painted[number]
     return unmapped
-
-
-def _or_nothing(mask: BoolArray | None, shape: tuple[int, int, int]) -> BoolArray:
-    return np.zeros(shape, np.bool_) if mask is None else mask
 
 
 def _free_name(name: str, taken: Mapping[str, BoolArray]) -> str:

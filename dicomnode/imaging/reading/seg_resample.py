@@ -103,7 +103,7 @@ def resample(drawn: Canvas, grid: OwnGrid, stack: Stack, *, name: str) -> Canvas
         No voxel of the object lies on the stack.
     """
     planes = PlaneIndex(stack)
-    canvas = Canvas(stack.shape, name=name)
+    canvas = Canvas(stack.shape, name=name, taken=drawn.taken)
     canvas.is_repeated = drawn.is_repeated
     slice_mm = stack.grid.spacing_mm[0]
     inside = {number: _inside(drawn, number, grid, planes, slice_mm) for number in drawn.painted}

@@ -5,7 +5,8 @@ import pytest
 
 from dicomnode.errors import CorrectionError
 from dicomnode.imaging.images.stacks import only_stack, read_stacks
-from dicomnode.imaging.reading import seg_read
+from dicomnode.imaging.reading import seg_canvas, seg_read
+from dicomnode.imaging.reading.seg_canvas import Canvas
 from tests.frame_builders import column_of_planes, frame_groups, item, multi_frame, plane, tilted
 from tests.imaging_builders import foreign_seg, make_card
 
@@ -342,3 +343,40 @@ def test_an_overlap_on_one_plane_is_found_among_many_labels():
         seg_read.decode(foreign_seg(stack, frames[:3], labels=("A", "B", "C")), stack=stack, card=card).flags
         == ()
     )
+
+
+def test_a_hundred_labels_on_six_hundred_slices_are_taken_where_each_is_on_some_of_them():
+    canvas = Canvas((600, 512, 512), name="segmentation")
+
+    for number in range(1, 105):
+        canvas.add(number, number, one_pixel(7, 9, (512, 512)))
+
+    assert len(canvas.painted) == 104
+    assert canvas.taken == 104 * 512 * 512
+
+
+def test_segments_that_fill_more_than_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(seg_canvas, "MAXIMUM_PAINTED_VOXELS", 3 * 12)
+    canvas = Canvas((3, 3, 4), name="segmentation")
+    for number, plane_index in ((1, 0), (1, 0), (1, 1), (2, 0)):
+        canvas.add(number, plane_index, one_pixel(1, 1))
+
+    with pytest.raises(CorrectionError, match="segmentation: its segments fill more than 36 voxels"):
+        canvas.add(2, 1, one_pixel(1, 1))
+
+
+# slices left out
+
+
+@pytest.mark.parametrize(
+    ("drawn", "doubted"), [((0, 2, 4), True), ((0, 3), False), ((0, 1, 3, 5), False), ((5, 1, 3), True)]
+)
+def test_a_label_on_every_other_slice_is_held_because_those_between_may_have_been_meant_too(drawn, doubted):
+    stack = only_stack(column_of_planes([0, 4, 8, 12, 16, 20]))
+    ds = foreign_seg(stack, [(1, at, one_pixel(1, 1)) for at in drawn] + [(2, 0, one_pixel(2, 2))])
+
+    decoded = seg_read.decode(ds, stack=stack, card=CARD)
+
+    assert decoded.flags == (("slices_skipped",) if doubted else ())
+    assert ["probably skipped" in doubt for doubt in decoded.doubts] == [True] * doubted
+    assert decoded.confidence == {ANTERIOR: 0.5 if doubted else 1.0, POSTERIOR: 1.0}

@@ -315,6 +315,22 @@ def test_a_writer_that_draws_on_the_series_only_is_not_resampled():
         decode(ds, stack)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "is_refused"), [("SoftwareVersions", True), ("ContentCreatorName", False)]
+)
+def test_one_mark_of_a_writer_that_draws_on_the_series_only_does_not_make_it_that_writer(keyword, is_refused):
+    stack = stack_on((4, 5, 6))
+    ds = drawn_on(np.ones((8, 10, 12), np.uint8), stack=stack, origin_mm=(-10.0, 20.0, 30.7))
+    ds.ContentLabel = "SEGMENTATION"
+    setattr(ds, keyword, "0")
+
+    if is_refused:
+        with pytest.raises(CorrectionError, match="draws on the planes of the series only"):
+            decode(ds, stack)
+    else:
+        assert "resampled" in decode(ds, stack).flags
+
+
 def test_slices_at_uneven_distances_are_refused():
     stack = stack_on((4, 5, 6))
     ds = drawn_on(np.ones((4, 5, 6), np.uint8), stack=stack, origin_mm=(-10.0, 20.0, 30.7))
