@@ -33,6 +33,9 @@ from dicomnode.imaging.reading.seg_stack import fits, stack_of
 
 __all__ = ["MAXIMUM_MASK_VOXELS", "decode", "fits", "referenced_instances", "referenced_series", "stack_of"]
 
+_LOOKED_UP = 2**16
+"""Pixels that are looked up at once: each takes eight bytes of memory."""
+
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -145,10 +148,13 @@ class _Frames:
 
 
 def _values_in(pixels: Stored) -> list[int]:
-    """Give the values of a frame but 0, row by row: to look up a pixel takes eight bytes of memory."""
+    """Give the values of a frame but 0; only pixels that differ from the one before them are looked up."""
     is_there: BoolArray = np.zeros(np.iinfo(pixels.dtype).max + 1, np.bool_)
-    for row in pixels:
-        is_there[row] = True
+    flat = pixels.reshape(-1)
+    is_there[flat[0]] = True
+    for first in range(0, flat.size - 1, _LOOKED_UP):
+        part = flat[first : first + _LOOKED_UP + 1]
+        is_there[part[1:][part[1:] != part[:-1]]] = True
     is_there[0] = False
     return np.flatnonzero(is_there).tolist()
 
