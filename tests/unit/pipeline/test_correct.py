@@ -9,6 +9,7 @@ from pydicom.uid import generate_uid
 
 from dicomnode.domain import KEY_OBJECT_SOP_CLASS, CorrectionState, JobKind, JobState, Recognition, Split
 from dicomnode.errors import CorrectionError, LeaseLostError, UnreadableInstanceError, UnsupportedSeriesError
+from dicomnode.imaging.corrections.rejection import MOST_REFERENCES, read_rejection
 from dicomnode.imaging.images.series import to_volume
 from dicomnode.ml import inference
 from dicomnode.pipeline.correct import ingest_correction
@@ -456,3 +457,15 @@ def test_a_lost_file_of_an_earlier_correction_does_not_hinder_the_next_one(scene
 
     assert second.state is CorrectionState.KEPT
     assert scene.tools.casebook.read(second.case_id).labels_known == (BACK,)
+
+
+def test_a_note_that_names_more_objects_than_any_study_has_is_refused(scene):
+    note = rejection_of("1.2.3")
+    series = note.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    for number in range(MOST_REFERENCES):
+        item = Dataset()
+        item.ReferencedSOPInstanceUID = f"1.2.4.{number}"
+        series.ReferencedSOPSequence.append(item)
+
+    with pytest.raises(CorrectionError, match="names 20001 objects"):
+        read_rejection(note)
