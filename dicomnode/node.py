@@ -20,9 +20,10 @@ from dicomnode.casebook import Casebook
 from dicomnode.clock import start_clock
 from dicomnode.domain import JobKind, JobState, ModelOrigin, ModelState
 from dicomnode.errors import ConfigError, InputError, ModelFormatError
-from dicomnode.ml import inference, package
-from dicomnode.ml.inference import LoadedModel
-from dicomnode.ml.package import ModelPackage
+from dicomnode.ml.inference import engine
+from dicomnode.ml.inference.engine import LoadedModel
+from dicomnode.ml.model import package
+from dicomnode.ml.model.package import ModelPackage
 from dicomnode.ml.shelf import ModelShelf
 from dicomnode.pipeline.routing import check_routes
 from dicomnode.pipeline.tools import Progress, Tools
@@ -151,7 +152,7 @@ def federation_key(settings: NodeSettings) -> Path:
 
 def package_models(settings: NodeSettings) -> Callable[[str], LoadedModel]:
     """Load models straight from their packages, for work without a database; each is loaded once."""
-    return cache(lambda name: inference.load(_read_package(settings, name), device=settings.work.device))
+    return cache(lambda name: engine.load(_read_package(settings, name), device=settings.work.device))
 
 
 def run_job(settings: NodeSettings, tools: Tools, kind: JobKind, digest: str) -> JobRow:

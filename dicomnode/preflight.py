@@ -10,7 +10,8 @@ import torch
 
 from dicomnode.domain import Destination
 from dicomnode.errors import ConfigError, DicomNodeError, SpoolFullError
-from dicomnode.ml import inference, package
+from dicomnode.ml.inference import engine
+from dicomnode.ml.model import package
 from dicomnode.node import open_shelf, opened_tools, prepare
 from dicomnode.pipeline.routing import check_routes
 from dicomnode.scp import query, sender
@@ -112,7 +113,7 @@ def _model(settings: NodeSettings, name: str) -> str:
         else package.read(settings.packages_dir / name)
     )
     started = perf_counter()
-    model = inference.load(found, device=settings.work.device)
+    model = engine.load(found, device=settings.work.device)
     return f"{found.card.version} loads on {model.device} in {perf_counter() - started:.1f} s"
 
 

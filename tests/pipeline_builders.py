@@ -29,9 +29,9 @@ from dicomnode.imaging.images.series import to_volume
 from dicomnode.imaging.images.stacks import only_stack
 from dicomnode.imaging.reading import seg_read
 from dicomnode.imaging.results.mr_write import encode_series
-from dicomnode.ml import network, package
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.plan import ImageExtent, NetworkPlan, Normalisation, Plan
+from dicomnode.ml.model import network, package
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.model.plan import ImageExtent, NetworkPlan, Normalisation, Plan
 from dicomnode.ml.shelf import ModelShelf
 from dicomnode.pipeline.correct import ingest_correction
 from dicomnode.pipeline.learn import enqueue_if_due, train_increment

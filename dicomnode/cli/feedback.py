@@ -12,7 +12,7 @@ from rich.markup import escape
 from dicomnode.cli.feedback_plot import draw
 from dicomnode.cli.show import ConfigOption, JsonOption, console, print_json, table
 from dicomnode.errors import ConfigError, ModelFormatError
-from dicomnode.ml.drift import DriftState
+from dicomnode.ml.evaluation.drift import DriftState
 from dicomnode.pipeline.figures import DAYS, LabelFigures, ModelDrift, daily, drift
 from dicomnode.settings import load_node_settings
 from dicomnode.site import opened_store, utc_now

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from PIL import Image, ImageDraw
 
 from dicomnode.imaging.pictures.preview import font
-from dicomnode.ml.drift import DriftState, Figure
+from dicomnode.ml.evaluation.drift import DriftState, Figure
 from dicomnode.pipeline.figures import ModelDrift
 from dicomnode.store.records import Review
 

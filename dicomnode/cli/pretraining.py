@@ -8,8 +8,8 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dicomnode.cli.show import JsonOption, console, notes, print_json, table
-from dicomnode.ml.pretrain import REFINEMENT, PretrainRecipe, PretrainReport
-from dicomnode.ml.pretrain import pretrain as train_model
+from dicomnode.ml.training.pretrain import REFINEMENT, PretrainRecipe, PretrainReport
+from dicomnode.ml.training.pretrain import pretrain as train_model
 
 
 def pretrain(  # noqa: PLR0913, PLR0917  # typer makes an option of each argument

@@ -17,7 +17,7 @@ from dicomnode.imaging.images.series import stack_volume
 from dicomnode.imaging.images.stacks import read_stacks
 from dicomnode.imaging.pictures import preview
 from dicomnode.imaging.reading import seg_read
-from dicomnode.ml import package
+from dicomnode.ml.model import package
 from dicomnode.settings import shipped_models_folder
 
 

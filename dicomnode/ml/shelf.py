@@ -12,9 +12,10 @@ from pathlib import Path
 from dicomnode import durable
 from dicomnode.domain import ModelCard, ModelVersion
 from dicomnode.errors import ModelFormatError
-from dicomnode.ml import inference, package
-from dicomnode.ml.inference import LoadedModel
-from dicomnode.ml.package import ModelPackage
+from dicomnode.ml.inference import engine
+from dicomnode.ml.inference.engine import LoadedModel
+from dicomnode.ml.model import package
+from dicomnode.ml.model.package import ModelPackage
 from dicomnode.weights import Tensors
 
 _UNFINISHED = ".new-"
@@ -84,7 +85,7 @@ class ModelShelf:
         """Give a version ready to predict; the least recently used is let go."""
         with self._lock:
             if version not in self._loaded:
-                self._loaded[version] = inference.load(self.package(version), device=self._device)
+                self._loaded[version] = engine.load(self.package(version), device=self._device)
             self._loaded.move_to_end(version)
             while len(self._loaded) > self._keep:
                 self._loaded.popitem(last=False)

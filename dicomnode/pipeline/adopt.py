@@ -7,10 +7,10 @@ from dicomnode.domain import Job, JobKind, ModelOrigin, Sha256
 from dicomnode.errors import InputError, UpdateRejectedError
 from dicomnode.federation import manifest
 from dicomnode.federation.manifest import BaseRelease, ReleaseManifest
-from dicomnode.ml import package
-from dicomnode.ml.evaluation import GateReport
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.plan import architecture_sha256
+from dicomnode.ml.evaluation.gate import GateReport
+from dicomnode.ml.model import package
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.model.plan import architecture_sha256
 from dicomnode.pipeline import learn
 from dicomnode.pipeline.tools import Queued, Tools
 from dicomnode.store.records import Judged, KnownRelease, ModelRecord, ReleaseState

@@ -11,7 +11,7 @@ from datetime import date, datetime, time, timedelta, tzinfo
 from statistics import fmean, median, stdev
 
 from dicomnode.domain import ModelVersion
-from dicomnode.ml.drift import DriftState, LabelReview, watch
+from dicomnode.ml.evaluation.drift import DriftState, LabelReview, watch
 from dicomnode.store import Store
 from dicomnode.store.records import Review
 

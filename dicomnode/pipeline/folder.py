@@ -20,7 +20,7 @@ from dicomnode.imaging import attributes
 from dicomnode.imaging.attributes import UNREADABLE
 from dicomnode.imaging.pictures import preview
 from dicomnode.imaging.results.findings import Run
-from dicomnode.ml.inference import LoadedModel
+from dicomnode.ml.inference.engine import LoadedModel
 from dicomnode.pipeline import forms
 from dicomnode.pipeline.forms import EncodedObject
 from dicomnode.pipeline.routing import Choice, best_of

@@ -21,11 +21,15 @@ from dicomnode.domain import (
     Verdict,
 )
 from dicomnode.errors import InputError
-from dicomnode.ml import evaluation, inference, training
-from dicomnode.ml.evaluation import CaseScore, GateReport
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.reviewed import TrainingCase
-from dicomnode.ml.training import RECIPES, FitReport, TrainingDivergedError
+from dicomnode.ml.evaluation import gate, scores
+from dicomnode.ml.evaluation.gate import GateReport
+from dicomnode.ml.evaluation.scores import CaseScore
+from dicomnode.ml.inference import engine
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.training import increment
+from dicomnode.ml.training.fit import FitReport, TrainingDivergedError
+from dicomnode.ml.training.increment import RECIPES
+from dicomnode.ml.training.reviewed import TrainingCase
 from dicomnode.pipeline.tools import Interrupted, Tools
 from dicomnode.store.records import Judged, ModelRecord
 from dicomnode.weights import Tensors
@@ -99,7 +103,7 @@ def judge(candidate: ModelPackage, current: ModelPackage, tools: Tools) -> GateR
         tools.casebook.read(info.case_id)
         for info in tools.casebook.cases(model_name=current.card.name, split=Split.HOLD_OUT)
     ]
-    return evaluation.gate(
+    return gate.gate(
         _scores(current, held_out, tools),
         _scores(candidate, held_out, tools),
         epsilon_dice=tools.training.epsilon_dice,
@@ -134,7 +138,7 @@ def _fit(current: ModelPackage, case_ids: Sequence[str], job: Job, tools: Tools)
     """Train, and step back when a study waits, when the process ends or when the time is used up."""
     budget_s, began = tools.training.time_budget_s, monotonic()
     try:
-        tensors, fit = training.train_increment(
+        tensors, fit = increment.train_increment(
             current,
             [training_case(tools.casebook.read(case_id), current.card) for case_id in case_ids],
             RECIPES[tools.training.recipe],
@@ -163,11 +167,11 @@ def _scores(package: ModelPackage, cases: Sequence[Case], tools: Tools) -> list[
     return [_score(model, case) for case in cases]
 
 
-def _score(model: inference.LoadedModel, case: Case) -> CaseScore:
+def _score(model: engine.LoadedModel, case: Case) -> CaseScore:
     image = hd.Volume(array=case.image, affine=case.affine, coordinate_system="PATIENT")
-    return evaluation.score_case(
+    return scores.score_case(
         case.case_id,
-        inference.predict(model, image).array,
+        engine.predict(model, image).array,
         case.labels,
         segments=[segment for segment in model.card.segments if segment.label in case.labels_known],
         spacing_mm=image.spacing,

@@ -12,8 +12,8 @@ from dicomnode.imaging.images.stacks import read_stacks
 from dicomnode.imaging.results import findings as findings_of
 from dicomnode.imaging.results import seg_write
 from dicomnode.imaging.results.findings import Findings, Run
-from dicomnode.ml import inference
-from dicomnode.ml.inference import LoadedModel
+from dicomnode.ml.inference import engine
+from dicomnode.ml.inference.engine import LoadedModel
 from dicomnode.pipeline import forms
 from dicomnode.pipeline.forms import EncodedObject, Unwritten, Wanted
 from dicomnode.pipeline.routing import Choice, choose
@@ -87,7 +87,7 @@ def segment(choice: Choice, *, model_named: Callable[[str], LoadedModel], watch:
     model = model_named(choice.route.model)
     watch.lap("load model")
     try:
-        classes = inference.predict(model, series.image)
+        classes = engine.predict(model, series.image)
     except InputError as error:  # it says what the image lacks, and cannot know whose image it is
         uid = choice.stack.series_instance_uid
         raise UnsupportedSeriesError(f"series {uid}: {error}") from error

@@ -11,8 +11,8 @@ from dicomnode.casebook import Casebook
 from dicomnode.domain import Destination, JobKind, JobState, ModelCard, ModelVersion
 from dicomnode.errors import ConfigError, ModelFormatError, ResourceError
 from dicomnode.federation.client import AggregatorClient
-from dicomnode.ml.inference import LoadedModel
-from dicomnode.ml.package import ModelPackage
+from dicomnode.ml.inference.engine import LoadedModel
+from dicomnode.ml.model.package import ModelPackage
 from dicomnode.ml.shelf import ModelShelf
 from dicomnode.settings import (
     CorrectionSettings,

@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from dicomnode import __version__
-from dicomnode.ml.drift import LIMIT_SD
+from dicomnode.ml.evaluation.drift import LIMIT_SD
 from dicomnode.pipeline import figures
 from dicomnode.pipeline.figures import LabelFigures, ModelDrift
 from dicomnode.spool import Spool

@@ -17,7 +17,8 @@ from pydicom import dcmread
 from dicomnode.imaging.images.series import to_volume
 from dicomnode.imaging.results import seg_write
 from dicomnode.imaging.results.findings import Findings, Run, measure
-from dicomnode.ml import inference, package
+from dicomnode.ml.inference import engine
+from dicomnode.ml.model import package
 from dicomnode.settings import shipped_models_folder
 from tests.browser import ohif, viewer_server
 from tests.browser.conftest import DICOM_WEB
@@ -48,8 +49,8 @@ def main() -> None:
 def segmented(folder: Path) -> Findings:
     """What the shipped model finds in a series."""
     series = to_volume([dcmread(path) for path in sorted(folder.rglob("*.dcm"))])
-    model = inference.load(package.read(shipped_models_folder() / "hippocampus"), device="cpu")
-    labels = seg_write.to_segment_numbers(inference.predict(model, series.image), model.card)
+    model = engine.load(package.read(shipped_models_folder() / "hippocampus"), device="cpu")
+    labels = seg_write.to_segment_numbers(engine.predict(model, series.image), model.card)
     return measure(labels, series=series, card=model.card)
 
 

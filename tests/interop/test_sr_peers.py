@@ -14,7 +14,7 @@ from pydicom import dcmread
 from dicomnode.imaging.images.series import to_volume
 from dicomnode.imaging.results import seg_write, sr_write
 from dicomnode.imaging.results.findings import Findings, measure
-from dicomnode.ml import package
+from dicomnode.ml.model import package
 from tests.ct_builders import ct_series, nifti_volume
 from tests.interop.seg_cases import read_series
 from tests.seg_builders import RUN

@@ -17,7 +17,7 @@ from dicomnode import __version__, weights
 from dicomnode.__main__ import app
 from dicomnode.domain import Destination, JobKind, JobState, ModelOrigin, ModelState, ResultForm
 from dicomnode.errors import ConfigError, InputError, ModelFormatError
-from dicomnode.ml import package
+from dicomnode.ml.model import package
 from dicomnode.ml.shelf import ModelShelf
 from dicomnode.node import prepare
 from dicomnode.site import utc_now

@@ -16,7 +16,7 @@ from pydicom import Dataset, dcmread
 from dicomnode.domain import ModelCard, SeriesState
 from dicomnode.imaging.images.series import SeriesVolume, to_volume
 from dicomnode.imaging.results import seg_write
-from dicomnode.ml import inference
+from dicomnode.ml.inference import engine
 from dicomnode.ml.shelf import ModelShelf
 from tests.conftest import need_program, take_free_port
 from tests.interop.seg_cases import HIPPOCAMPUS_STUDIES, on_grid
@@ -94,7 +94,7 @@ def delivered(request: pytest.FixtureRequest, beside: Beside) -> Delivered:
         current = store.models.current("hippocampus")
         assert current is not None
     package = ModelShelf(beside.site.settings.versions_dir, device="cpu").package(current.version)
-    classes = inference.predict(inference.load(package, device="cpu"), source.image)
+    classes = engine.predict(engine.load(package, device="cpu"), source.image)
     labels = seg_write.to_segment_numbers(classes, package.card)
     assert np.count_nonzero(labels.array) > 0
     return Delivered(source=source, path=path, labels=labels, card=package.card)

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 import dicomnode
 from dicomnode.federation.merging import STRATEGIES
-from dicomnode.ml.training import RECIPES
+from dicomnode.ml.training.increment import RECIPES
 from dicomnode.scp.status import StoreStatus
 from dicomnode.settings import MergingSettings, TrainingSettings, shipped_models_folder
 

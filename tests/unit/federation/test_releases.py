@@ -23,7 +23,7 @@ from dicomnode.federation.manifest import (
     UpdateState,
 )
 from dicomnode.federation.tools import Tools
-from dicomnode.ml import plan as ml_plan
+from dicomnode.ml.model import plan as ml_plan
 from tests.federation_builders import (
     FAMILY,
     NOW,

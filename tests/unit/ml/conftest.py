@@ -10,9 +10,9 @@ import torch
 from highdicom import Volume
 
 from dicomnode.domain import Code, Segment
-from dicomnode.ml import network, package
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.plan import ImageExtent, NetworkPlan, Normalisation, Plan
+from dicomnode.ml.model import network, package
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.model.plan import ImageExtent, NetworkPlan, Normalisation, Plan
 
 BLOCK = (3, 3, 3)
 

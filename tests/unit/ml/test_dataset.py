@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dicomnode.errors import GeometryError, InputError, UnsupportedSeriesError
-from dicomnode.ml import dataset, planning
-from dicomnode.ml.dataset import LabelledCase
+from dicomnode.ml.planning import planner
+from dicomnode.ml.training import dataset
+from dicomnode.ml.training.dataset import LabelledCase
 
 RAS = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -141,7 +142,7 @@ def test_a_split_depends_on_names_and_seed_only(cases: tuple[LabelledCase, ...])
 
 
 def test_a_plan_follows_the_training_images(cases: tuple[LabelledCase, ...]) -> None:
-    plan = planning.make_plan(
+    plan = planner.make_plan(
         [case.image for case in cases], name="m", modalities=("MR",), classes=2, filters=(4, 8, 8, 8)
     )
 
@@ -155,11 +156,11 @@ def test_a_plan_follows_the_training_images(cases: tuple[LabelledCase, ...]) -> 
 
 
 def test_a_patch_of_large_images_is_bounded() -> None:
-    network = planning.plan_network(
+    network = planner.plan_network(
         np.array([300.0, 512, 512]), np.ones(3), classes=2, filters=(4, 4, 4, 4, 4)
     )
 
-    patch = planning.patch_shape(np.array([300.0, 512, 512]), network.divisors)
+    patch = planner.patch_shape(np.array([300.0, 512, 512]), network.divisors)
 
     assert network.divisors == (16, 16, 16)
     assert np.prod(patch) <= 96**3

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from dicomnode.ml.drift import LIMIT_SD, DriftState, Figure, LabelReview, cusum, watch
+from dicomnode.ml.evaluation.drift import LIMIT_SD, DriftState, Figure, LabelReview, cusum, watch
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 NORMAL = (0.85, 0.95) * 5

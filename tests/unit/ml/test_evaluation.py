@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 
 from dicomnode.domain import Segment, Verdict
-from dicomnode.ml import evaluation
-from dicomnode.ml.evaluation import CaseScore, GateReport, LabelAgreement, gate
+from dicomnode.ml.evaluation import scores as measures
+from dicomnode.ml.evaluation.gate import GateReport, gate
+from dicomnode.ml.evaluation.scores import CaseScore, LabelAgreement
 
 SHAPE = (12, 14, 16)
 
@@ -23,23 +24,23 @@ def box(start: tuple[int, int, int], stop: tuple[int, int, int]) -> np.ndarray:
 def test_dice_of_hand_worked_masks() -> None:
     one, other, empty = box((0, 0, 0), (2, 2, 2)), box((1, 0, 0), (3, 2, 2)), box((0, 0, 0), (0, 0, 0))
 
-    assert evaluation.dice(one, other) == 2 * 4 / 16
-    assert evaluation.dice(one, one) == 1.0
-    assert evaluation.dice(one, empty) == 0.0
-    assert evaluation.dice(empty, empty) == 1.0
+    assert measures.dice(one, other) == 2 * 4 / 16
+    assert measures.dice(one, one) == 1.0
+    assert measures.dice(one, empty) == 0.0
+    assert measures.dice(empty, empty) == 1.0
 
 
 def test_hd95_of_a_shifted_voxel_is_its_distance_in_millimetres() -> None:
     one, other = box((2, 3, 4), (3, 4, 5)), box((3, 4, 6), (4, 5, 7))
 
     # One slice of 3 mm, one row of 4 mm, two columns of 6 mm: the space diagonal of 3, 4, 12.
-    assert evaluation.hd95_mm(one, other, spacing_mm=(3, 4, 6)) == pytest.approx(13)
+    assert measures.hd95_mm(one, other, spacing_mm=(3, 4, 6)) == pytest.approx(13)
 
 
 def test_hd95_of_a_shifted_slab_is_the_shift() -> None:
     one, other = box((2, 0, 0), (5, 14, 16)), box((4, 0, 0), (7, 14, 16))
 
-    assert evaluation.hd95_mm(one, other, spacing_mm=(2.5, 1, 1)) == pytest.approx(5)
+    assert measures.hd95_mm(one, other, spacing_mm=(2.5, 1, 1)) == pytest.approx(5)
 
 
 def test_hd95_leaves_out_one_stray_voxel_in_a_hundred_where_the_plain_distance_does_not() -> None:
@@ -47,23 +48,23 @@ def test_hd95_leaves_out_one_stray_voxel_in_a_hundred_where_the_plain_distance_d
     other = one.copy()
     other[10, 5, 5] = True
 
-    assert evaluation.hd95_mm(other, one, spacing_mm=(1, 1, 1)) == 0.0
+    assert measures.hd95_mm(other, one, spacing_mm=(1, 1, 1)) == 0.0
 
 
 def test_hd95_takes_the_larger_of_both_directions() -> None:
     small, large = box((2, 2, 2), (3, 3, 3)), box((2, 2, 2), (3, 3, 12))
 
     # From the row of ten voxels 0 to 9 columns away, the 95th percentile is 8.55.
-    assert evaluation.hd95_mm(small, large, spacing_mm=(1, 1, 1)) == pytest.approx(8.55)
-    assert evaluation.hd95_mm(large, small, spacing_mm=(1, 1, 1)) == pytest.approx(8.55)
+    assert measures.hd95_mm(small, large, spacing_mm=(1, 1, 1)) == pytest.approx(8.55)
+    assert measures.hd95_mm(large, small, spacing_mm=(1, 1, 1)) == pytest.approx(8.55)
 
 
 def test_hd95_with_empty_masks() -> None:
     full, empty = box((1, 1, 1), (2, 2, 2)), box((0, 0, 0), (0, 0, 0))
 
-    assert evaluation.hd95_mm(empty, empty, spacing_mm=(1, 1, 1)) == 0.0
-    assert evaluation.hd95_mm(full, empty, spacing_mm=(1, 1, 1)) == float("inf")
-    assert evaluation.hd95_mm(empty, full, spacing_mm=(1, 1, 1)) == float("inf")
+    assert measures.hd95_mm(empty, empty, spacing_mm=(1, 1, 1)) == 0.0
+    assert measures.hd95_mm(full, empty, spacing_mm=(1, 1, 1)) == float("inf")
+    assert measures.hd95_mm(empty, full, spacing_mm=(1, 1, 1)) == float("inf")
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -82,7 +83,7 @@ def test_hd95_agrees_with_an_independent_implementation_on_anisotropic_grids(see
         spacing=spacing,
     )
 
-    assert evaluation.hd95_mm(one, other, spacing_mm=spacing) == pytest.approx(float(theirs), abs=1e-3)
+    assert measures.hd95_mm(one, other, spacing_mm=spacing) == pytest.approx(float(theirs), abs=1e-3)
 
 
 @given(st.integers(0, 2**32), st.tuples(*[st.floats(0.2, 5)] * 3))
@@ -91,9 +92,9 @@ def test_hd95_is_symmetric_and_at_most_the_diagonal(seed: int, spacing: tuple[fl
     one, other = (generator.random((5, 4, 3)) < 0.3 for _ in range(2))
     one[0, 0, 0] = other[4, 3, 2] = True
 
-    distance = evaluation.hd95_mm(one, other, spacing_mm=spacing)
+    distance = measures.hd95_mm(one, other, spacing_mm=spacing)
 
-    assert distance == evaluation.hd95_mm(other, one, spacing_mm=spacing)
+    assert distance == measures.hd95_mm(other, one, spacing_mm=spacing)
     assert 0 <= distance <= np.linalg.norm(np.asarray(spacing) * [4, 3, 2]) + 1e-9
 
 
@@ -101,7 +102,7 @@ def test_a_case_is_scored_for_the_given_segments_only(segments: tuple[Segment, .
     truth = np.zeros((4, 4, 4), np.uint8)
     truth[:2], truth[2:] = 1, 2
 
-    score = evaluation.score_case("c", truth, truth, segments=segments[1:], spacing_mm=(1, 1, 1))
+    score = measures.score_case("c", truth, truth, segments=segments[1:], spacing_mm=(1, 1, 1))
 
     assert score == CaseScore(case_id="c", labels=(LabelAgreement(label='Back "2"', dice=1.0, hd95_mm=0.0),))
 

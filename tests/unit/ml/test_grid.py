@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from dicomnode.errors import GeometryError, UnsupportedSeriesError
-from dicomnode.ml import grid
-from dicomnode.ml.plan import Normalisation
+from dicomnode.ml.frame import grid
+from dicomnode.ml.model.plan import Normalisation
 
 NORMAL = Normalisation()
 ONE = (1.0, 1.0, 1.0)

@@ -11,9 +11,9 @@ from highdicom import Volume
 from torch import Tensor, nn
 
 from dicomnode.errors import ConfigError, GeometryError, UnsupportedSeriesError
-from dicomnode.ml import inference
-from dicomnode.ml.inference import LoadedModel
-from dicomnode.ml.package import ModelPackage
+from dicomnode.ml.inference import engine
+from dicomnode.ml.inference.engine import LoadedModel
+from dicomnode.ml.model.package import ModelPackage
 
 AXES = ("LR", "AP", "FH")
 ORIENTATIONS = ["".join(letters) for axes in permutations(AXES) for letters in product(*axes)]
@@ -29,7 +29,7 @@ class Brightness(nn.Module):
 
 @pytest.fixture
 def model(tiny: ModelPackage) -> LoadedModel:
-    return inference.load(tiny, device="cpu")
+    return engine.load(tiny, device="cpu")
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def test_the_orientation_of_an_image_changes_nothing_in_the_patient(
     upright = make_volume((8, 9, 10))
     turned = upright.to_patient_orientation(orientation)
 
-    labels = inference.predict(model, turned)
+    labels = engine.predict(model, turned)
 
     assert labels.geometry_equal(turned)
     back = labels.match_geometry(upright)
-    np.testing.assert_array_equal(back.array, inference.predict(model, upright).array)
+    np.testing.assert_array_equal(back.array, engine.predict(model, upright).array)
     assert len(np.unique(back.array)) > 1
 
 
@@ -58,7 +58,7 @@ def test_labels_lie_on_the_voxels_of_the_input_at_any_spacing(
 ) -> None:
     image = make_volume((14, 15, 16), spacing)
 
-    labels = inference.predict(threshold, image)
+    labels = engine.predict(threshold, image)
 
     assert labels.geometry_equal(image)
     assert labels.array.dtype == np.uint8
@@ -74,9 +74,9 @@ def test_a_flipped_pass_is_flipped_back_before_averaging(
     mirrored = replace(threshold, plan=replace(threshold.plan, mirror_axes=(0, 1, 2)))
     calls: list[tuple[int, int]] = []
 
-    labels = inference.predict(mirrored, image, progress=lambda done, total: calls.append((done, total)))
+    labels = engine.predict(mirrored, image, progress=lambda done, total: calls.append((done, total)))
 
-    np.testing.assert_array_equal(labels.array, inference.predict(threshold, image).array)
+    np.testing.assert_array_equal(labels.array, engine.predict(threshold, image).array)
     assert calls == [(done, 8) for done in range(1, 9)]
 
 
@@ -86,7 +86,7 @@ def test_images_smaller_and_larger_than_the_patch_are_segmented(
 ) -> None:
     array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
-    labels = inference.predict(model, Volume(array, np.eye(4), coordinate_system="PATIENT"))
+    labels = engine.predict(model, Volume(array, np.eye(4), coordinate_system="PATIENT"))
 
     assert labels.shape == shape
 
@@ -97,7 +97,7 @@ def test_intensity_scale_and_offset_change_nothing(
     image = make_volume()
     scaled = image.with_array(image.array * np.float32(4) + np.float32(64))
 
-    same = inference.predict(model, scaled).array == inference.predict(model, image).array
+    same = engine.predict(model, scaled).array == engine.predict(model, image).array
 
     assert same.mean() > 0.999
 
@@ -107,7 +107,7 @@ def test_an_image_without_contrast_is_all_background(
 ) -> None:
     image = make_volume()
 
-    labels = inference.predict(model, image.with_array(np.full(image.shape, 5, np.int16)))
+    labels = engine.predict(model, image.with_array(np.full(image.shape, 5, np.int16)))
 
     assert not labels.array.any()
     assert labels.geometry_equal(image)
@@ -117,7 +117,7 @@ def test_the_input_is_left_unchanged(model: LoadedModel, make_volume: Callable[.
     image = make_volume()
     before = image.array.copy()
 
-    inference.predict(model, image)
+    engine.predict(model, image)
 
     np.testing.assert_array_equal(image.array, before)
 
@@ -128,14 +128,14 @@ def test_images_that_no_model_can_take_are_refused(
     image = make_volume()
 
     with pytest.raises(GeometryError):
-        inference.predict(model, image[:1])
+        engine.predict(model, image[:1])
     with pytest.raises(UnsupportedSeriesError):
-        inference.predict(model, image.with_array(np.full(image.shape, np.nan, np.float32)))
+        engine.predict(model, image.with_array(np.full(image.shape, np.nan, np.float32)))
 
 
 def test_an_unknown_device_is_an_error_of_the_configuration(tiny: ModelPackage) -> None:
     with pytest.raises(ConfigError, match="abacus"):
-        inference.load(tiny, device="abacus")
+        engine.load(tiny, device="abacus")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU"):
-            inference.load(tiny, device="cuda")
+            engine.load(tiny, device="cuda")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomnode.ml import losses
+from dicomnode.ml.training import losses
 
 ONE_VOXEL = (1, 1, 1, 1)
 

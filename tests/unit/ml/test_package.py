@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from dicomnode import weights
 from dicomnode.domain import Segment
 from dicomnode.errors import ModelFormatError
-from dicomnode.ml import inference, network, package
-from dicomnode.ml import plan as plans
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.plan import NetworkPlan, Plan, PlanFile
+from dicomnode.ml.inference import engine
+from dicomnode.ml.model import network, package
+from dicomnode.ml.model import plan as plans
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.model.plan import NetworkPlan, Plan, PlanFile
 
 
 def test_a_package_comes_back_as_it_was_written(
@@ -114,7 +115,7 @@ def test_weights_that_are_not_finite_cannot_be_loaded(
     broken = package.write(tmp_path / "broken", plan, segments, tensors, "# card\n")
 
     with pytest.raises(ModelFormatError, match="NaN or infinite"):
-        inference.load(broken, device="cpu")
+        engine.load(broken, device="cpu")
 
 
 def test_each_tensor_is_stored_once_and_goes_back_into_the_network(plan: Plan) -> None:

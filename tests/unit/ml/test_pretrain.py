@@ -10,8 +10,8 @@ import pytest
 from dicomnode import weights
 from dicomnode.domain import Segment
 from dicomnode.errors import InputError
-from dicomnode.ml import card, package
-from dicomnode.ml.pretrain import PretrainRecipe, PretrainReport, pretrain
+from dicomnode.ml.model import card, package
+from dicomnode.ml.training.pretrain import PretrainRecipe, PretrainReport, pretrain
 
 QUICK = PretrainRecipe(epochs=2, batch_size=3, filters=(4, 4, 4), average_decay=0.5, about="Made-up blobs.")
 

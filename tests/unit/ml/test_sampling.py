@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomnode.ml import sampling
-from dicomnode.ml.sampling import Augmentation
+from dicomnode.ml.training import sampling
+from dicomnode.ml.training.sampling import Augmentation
 
 STILL = Augmentation(flip_axes=(), warp_probability=0, intensity_probability=0)
 

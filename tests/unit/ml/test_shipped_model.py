@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from highdicom import Volume
 
-from dicomnode.ml import card, dataset, evaluation, inference, package
-from dicomnode.ml.dataset import LabelledCase
-from dicomnode.ml.inference import LoadedModel
-from dicomnode.ml.pretrain import PretrainRecipe
+from dicomnode.ml.evaluation import scores
+from dicomnode.ml.inference import engine
+from dicomnode.ml.inference.engine import LoadedModel
+from dicomnode.ml.model import card, package
+from dicomnode.ml.training import dataset
+from dicomnode.ml.training.dataset import LabelledCase
+from dicomnode.ml.training.pretrain import PretrainRecipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "models" / "hippocampus"
 ROW = re.compile(r"^\| hold-out \(\d+\) \| ([^|]+) \| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+) \|", re.MULTILINE)
@@ -19,7 +22,7 @@ CASES = 3
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    return inference.load(package.read(FOLDER), device="cpu")
+    return engine.load(package.read(FOLDER), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_the_card_reports_no_less_than_a_small_network_reaches_on_these_data(tex
 def test_noise_is_segmented_without_complaint(model: LoadedModel) -> None:
     noise = np.random.default_rng(0).normal(300, 40, (20, 24, 22)).astype(np.float32)
 
-    labels = inference.predict(model, Volume(noise, np.eye(4), coordinate_system="PATIENT"))
+    labels = engine.predict(model, Volume(noise, np.eye(4), coordinate_system="PATIENT"))
 
     assert set(np.unique(labels.array)) <= {0, 1, 2}
 
@@ -87,8 +90,8 @@ def test_hold_out_cases_score_as_the_card_says(
     assert card.names_sha256(split.hold_out) in text
     chosen = [case for case in cases if case.name in split.hold_out[:CASES]]
     for case in chosen:
-        prediction = inference.predict(model, case.image)
-        score = evaluation.score_case(
+        prediction = engine.predict(model, case.image)
+        score = scores.score_case(
             case.name,
             prediction.array,
             case.labels,
@@ -107,7 +110,7 @@ def test_an_image_whose_axes_are_mirrored_in_the_header_is_segmented_as_well(
     affine[:3, :3] = -affine[:3, :3]
     lying = Volume(case.image.array, affine, coordinate_system="PATIENT")
 
-    labels = inference.predict(model, lying).array
+    labels = engine.predict(model, lying).array
 
     for index in (1, 2):
-        assert evaluation.dice(labels == index, case.labels == index) > 0.7
+        assert scores.dice(labels == index, case.labels == index) > 0.7

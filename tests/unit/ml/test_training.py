@@ -12,9 +12,14 @@ from torch import nn
 
 from dicomnode import weights
 from dicomnode.errors import CorrectionError, GeometryError
-from dicomnode.ml import evaluation, inference, network, package, reviewed, training
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.training import RECIPES, Batch, Learner, TrainingCase, TrainingDivergedError
+from dicomnode.ml.evaluation import scores
+from dicomnode.ml.inference import engine
+from dicomnode.ml.model import network, package
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.training import fit, increment, reviewed
+from dicomnode.ml.training.fit import Batch, Learner, TrainingDivergedError
+from dicomnode.ml.training.increment import RECIPES
+from dicomnode.ml.training.reviewed import TrainingCase
 
 DAFNE = RECIPES["dafne"]
 
@@ -44,9 +49,9 @@ def case(make_volume: Callable[..., Volume]) -> TrainingCase:
 
 
 def tune(
-    tiny: ModelPackage, cases: list[TrainingCase], recipe: training.Recipe = DAFNE, seed: int = 0
-) -> tuple[weights.Tensors, training.FitReport]:
-    return training.train_increment(
+    tiny: ModelPackage, cases: list[TrainingCase], recipe: increment.Recipe = DAFNE, seed: int = 0
+) -> tuple[weights.Tensors, fit.FitReport]:
+    return increment.train_increment(
         tiny, cases, recipe, seed=seed, should_stop=never, progress=quiet, device="cpu"
     )
 
@@ -65,7 +70,7 @@ def test_a_report_counts_epochs_steps_slices_and_patients(tiny: ModelPackage, ca
     some = replace(case, slice_weights=np.array([[1, 1, 0] + [0] * 7, [0, 1, 1] + [0] * 7], np.float32))
     seen: list[tuple[int, int]] = []
 
-    _, report = training.train_increment(
+    _, report = increment.train_increment(
         tiny,
         [case, some, replace(some, patient_key="other")],
         DAFNE,
@@ -107,9 +112,7 @@ def test_the_loss_falls_and_the_case_is_segmented_better(
     assert report.losses[-1] < 0.5 * report.losses[0]
     image = make_volume((10, 11, 12))
     before, after = (
-        evaluation.dice(
-            inference.predict(inference.load(model, device="cpu"), image).array > 0, case.labels > 0
-        )
+        scores.dice(engine.predict(engine.load(model, device="cpu"), image).array > 0, case.labels > 0)
         for model in (tiny, tuned)
     )
     assert after > before + 0.2
@@ -167,7 +170,7 @@ def test_a_recipe_that_changes_nothing_is_reported_as_unchanged(
 def test_training_stops_between_two_batches_when_asked(tiny: ModelPackage, case: TrainingCase) -> None:
     answers = iter([False, False, False, True])
 
-    _, report = training.train_increment(
+    _, report = increment.train_increment(
         tiny, [case], DAFNE, seed=0, should_stop=lambda: next(answers), progress=quiet, device="cpu"
     )
 
@@ -186,7 +189,7 @@ def test_a_loss_that_is_not_finite_raises() -> None:
         loss=lambda logits, _: logits.mean(), optimizer=torch.optim.SGD(net.parameters(), 0.1), epochs=1
     )
     with pytest.raises(TrainingDivergedError, match="unusable"):
-        training.fit(net, batches, learner, should_stop=never, progress=quiet)
+        fit.fit(net, batches, learner, should_stop=never, progress=quiet)
 
 
 def test_cases_without_review_or_with_wrong_shapes_are_refused(

@@ -11,7 +11,7 @@ from dicomnode.domain import KEY_OBJECT_SOP_CLASS, CorrectionState, JobKind, Job
 from dicomnode.errors import CorrectionError, LeaseLostError, UnreadableInstanceError, UnsupportedSeriesError
 from dicomnode.imaging.corrections.rejection import MOST_REFERENCES, read_rejection
 from dicomnode.imaging.images.series import to_volume
-from dicomnode.ml import inference
+from dicomnode.ml.inference import engine
 from dicomnode.pipeline.correct import ingest_correction
 from dicomnode.pipeline.segment import segment_series
 from dicomnode.settings import CorrectionSettings
@@ -157,7 +157,7 @@ def test_our_voxels_saved_by_a_viewer_are_a_case_without_an_edited_slice(scene):
 
 def test_a_correction_that_comes_before_its_images_are_complete_waits(scene):
     series = mr_series()
-    classes = inference.predict(scene.tools.current_model(MODEL), to_volume(series).image).array
+    classes = engine.predict(scene.tools.current_model(MODEL), to_volume(series).image).array
     theirs = edited({FRONT: classes == 1, BACK: classes == 2})
     scene.receive(series[:4])
     scene.receive([viewer_seg(series, theirs)], sender="VIEWER")
@@ -320,7 +320,7 @@ def test_a_correction_after_an_empty_result_counts_every_drawn_slice_as_edited(s
 
 def test_a_correction_whose_images_are_not_here_is_parked_until_they_come(scene):
     series = mr_series(patient_id="SECRET-7")
-    classes = inference.predict(scene.tools.current_model(MODEL), to_volume(series).image).array
+    classes = engine.predict(scene.tools.current_model(MODEL), to_volume(series).image).array
     seg = viewer_seg(series, edited({FRONT: classes == 1, BACK: classes == 2}))
     scene.receive([seg], sender="VIEWER")
 

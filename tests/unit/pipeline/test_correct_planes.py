@@ -10,7 +10,7 @@ from dicomnode.domain import JobKind, Recognition, ResultForm, Split
 from dicomnode.imaging.images.series import stack_volume, to_volume
 from dicomnode.imaging.images.stacks import Stack, only_stack, read_stacks
 from dicomnode.imaging.results.findings import Run, measure
-from dicomnode.ml import network, package
+from dicomnode.ml.model import network, package
 from dicomnode.pipeline import forms
 from dicomnode.settings import CorrectionSettings, RouteSettings
 from dicomnode.store.records import ResultObject, ResultRecord, WrittenObject

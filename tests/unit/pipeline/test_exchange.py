@@ -18,7 +18,7 @@ from dicomnode.domain import JobKind, JobState, ModelOrigin, ModelState, Split
 from dicomnode.errors import AggregatorError, LeaseLostError, UpdateRejectedError
 from dicomnode.federation import client, manifest
 from dicomnode.federation.manifest import UpdateManifest
-from dicomnode.ml.package import ModelPackage
+from dicomnode.ml.model.package import ModelPackage
 from dicomnode.pipeline.adopt import adopt_release, enqueue_adoption
 from dicomnode.pipeline.push import enqueue_push, find_contribution, push_update, refresh_updates
 from dicomnode.settings import AggregatorSettings, FederationSettings, TrainingSettings

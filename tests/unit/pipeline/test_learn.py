@@ -7,7 +7,7 @@ import pytest
 
 from dicomnode.domain import JobKind, JobState, ModelOrigin, ModelState, Split, Verdict
 from dicomnode.errors import InputError, LeaseLostError, ResourceError
-from dicomnode.ml.evaluation import GateReport
+from dicomnode.ml.evaluation.gate import GateReport
 from dicomnode.pipeline.learn import enqueue_if_due, plan_training, train_increment
 from dicomnode.pipeline.tools import Interrupted
 from dicomnode.settings import TrainingSettings

@@ -7,8 +7,16 @@ from highdicom import Volume
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dicomnode.ml import grid
-from dicomnode.ml.plan import ImageExtent, NetworkPlan, Normalisation, Plan, Triple, TripleMm, plan_error
+from dicomnode.ml.frame import grid
+from dicomnode.ml.model.plan import (
+    ImageExtent,
+    NetworkPlan,
+    Normalisation,
+    Plan,
+    Triple,
+    TripleMm,
+    plan_error,
+)
 
 ORIENTATION = "HPL"
 """Slices towards the head, rows towards the back, columns towards the left: a common axial image."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicomnode.errors import GeometryError, UnsupportedSeriesError
-from dicomnode.ml.plan import Normalisation, TripleMm
+from dicomnode.ml.model.plan import Normalisation, TripleMm
 
 FloatArray = NDArray[np.float32]
 

@@ -12,16 +12,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dicomnode import weights
 from dicomnode.errors import InputError
-from dicomnode.ml import card, grid, inference, network, package, sampling
-from dicomnode.ml.card import CardFacts
-from dicomnode.ml.dataset import CaseSplit, LabelledCase, read_cases, split_cases
-from dicomnode.ml.evaluation import CaseScore, score_case
-from dicomnode.ml.losses import dice_cross_entropy
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.plan import Plan
-from dicomnode.ml.planning import make_plan
-from dicomnode.ml.sampling import Augmentation
-from dicomnode.ml.training import Batch, FitReport, Learner, Progress, epoch_generator, fit
+from dicomnode.ml.evaluation.scores import CaseScore, score_case
+from dicomnode.ml.frame import grid
+from dicomnode.ml.inference import engine
+from dicomnode.ml.model import card, network, package
+from dicomnode.ml.model.card import CardFacts
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.model.plan import Plan
+from dicomnode.ml.planning.planner import make_plan
+from dicomnode.ml.training import sampling
+from dicomnode.ml.training.dataset import CaseSplit, LabelledCase, read_cases, split_cases
+from dicomnode.ml.training.fit import Batch, FitReport, Learner, Progress, epoch_generator, fit
+from dicomnode.ml.training.losses import dice_cross_entropy
+from dicomnode.ml.training.sampling import Augmentation
 from dicomnode.weights import Tensors
 
 _Sample = tuple[Tensor, Tensor]
@@ -94,7 +97,7 @@ def pretrain(
     recipe
         Sizes, schedule, split and seed.
     progress
-        As in :func:`dicomnode.ml.training.fit`.
+        As in :func:`dicomnode.ml.training.fit.fit`.
 
     Raises
     ------
@@ -117,7 +120,7 @@ def pretrain(
     start = _start(recipe, plan, split)
     tensors, report = _train(plan, training, recipe, start=start, progress=progress)
     unfinished = package.write(out, plan, segments, tensors, card.UNFINISHED)
-    model = inference.load(unfinished, device="cpu")
+    model = engine.load(unfinished, device="cpu")
     validation = tuple(_score(model, named[case]) for case in split.validation)
     hold_out = tuple(_score(model, named[case]) for case in split.hold_out)
     facts = CardFacts(
@@ -219,8 +222,8 @@ def _batches(samples: Sequence[_Sample], plan: Plan, recipe: PretrainRecipe, epo
         yield Batch(images=images, labels=labels)
 
 
-def _score(model: inference.LoadedModel, case: LabelledCase) -> CaseScore:
-    labels = inference.predict(model, case.image).array
+def _score(model: engine.LoadedModel, case: LabelledCase) -> CaseScore:
+    labels = engine.predict(model, case.image).array
     return score_case(
         case.name, labels, case.labels, segments=model.card.segments, spacing_mm=case.image.spacing
     )

@@ -17,10 +17,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from dicomnode import weights
 from dicomnode.domain import Code, ModelCard, ModelVersion, Segment, Sha256
 from dicomnode.errors import ModelFormatError
-from dicomnode.ml import network
-from dicomnode.ml.plan import Plan, PlanFile
-from dicomnode.ml.plan import parse as parse_plan
-from dicomnode.ml.plan import render as render_plan
+from dicomnode.ml.model import network
+from dicomnode.ml.model.plan import Plan, PlanFile
+from dicomnode.ml.model.plan import parse as parse_plan
+from dicomnode.ml.model.plan import render as render_plan
 
 PLAN_FILE = "plan.json"
 LABELS_FILE = "labels.toml"

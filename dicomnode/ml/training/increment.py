@@ -1,6 +1,5 @@
-"""The training loop, and the recipes that tune a model on corrected cases."""
+"""Tune a model on corrected cases."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,77 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from dicomnode import weights
-from dicomnode.errors import CorrectionError, GpuMemoryError, InputError
-from dicomnode.ml import network as networks
-from dicomnode.ml.inference import choose_device
-from dicomnode.ml.losses import marginal_cross_entropy, marginal_dice_cross_entropy
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.plan import Triple
-from dicomnode.ml.reviewed import ReviewedVolume, TrainingCase, bring, cut, dafne_weights
+from dicomnode.errors import CorrectionError, GpuMemoryError
+from dicomnode.ml.inference.engine import choose_device
+from dicomnode.ml.model import network as networks
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.model.plan import Triple
+from dicomnode.ml.training.fit import Batch, FitReport, Learner, Progress, ShouldStop, epoch_generator, fit
+from dicomnode.ml.training.losses import marginal_cross_entropy, marginal_dice_cross_entropy
+from dicomnode.ml.training.reviewed import ReviewedVolume, TrainingCase, bring, cut, dafne_weights
 
-__all__ = [
-    "RECIPES",
-    "Batch",
-    "FitReport",
-    "Learner",
-    "Recipe",
-    "TrainingCase",
-    "TrainingDivergedError",
-    "epoch_generator",
-    "fit",
-    "train_increment",
-]
-
-Progress = Callable[[int, int, float, float], None]
-"""Called after each epoch with (epoch from 1, epochs, mean loss, seconds since the start)."""
-ShouldStop = Callable[[], bool]
-"""Asked before each batch; True ends the training there."""
 _Sample = tuple[ReviewedVolume, NDArray[np.float32], tuple[float, float, float]]
 """A case, its voxel weights, and the centre of the patch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Samples of one step: images (B, 1, S, R, K), labels and weights (B, S, R, K).
-
-    Without weights every voxel counts alike; without ``known`` every label is certain.
-    """
-
-    images: Tensor
-    labels: Tensor
-    weights: Tensor | None = None
-    known: Tensor | None = None  # (B, classes, S, R, K), see :mod:`dicomnode.ml.losses`
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learner:
-    """How a network learns: what to lower, and how each step is taken."""
-
-    loss: Callable[[Tensor, Batch], Tensor]
-    optimizer: Optimizer
-    epochs: int
-    schedule: LRScheduler | None = None  # advanced after every step
-    clip_norm: float | None = None
-    average: AveragedModel | None = None  # running mean of the weights, updated after every step
-    bfloat16: bool = False  # convolutions in bfloat16; weights and loss stay in single precision
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitReport:
-    """What a training did."""
-
-    epochs: int  # finished
-    steps: int
-    losses: tuple[float, ...]  # mean of each finished epoch
-    seconds: float
-    stopped: bool  # asked to end early: the weights are unfinished
-    unchanged: bool = False  # the last weights are bit for bit the first ones: nothing to send
-    n_patients: int = 0
-    n_slices: int = 0  # reviewed slices, which are the samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,53 +61,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
     }
 )
-
-
-class TrainingDivergedError(InputError):
-    """The loss became NaN or infinite: the weights are worthless and must not be kept."""
-
-
-def fit(
-    network: nn.Module,
-    batches: Callable[[int], Iterable[Batch]],
-    learner: Learner,
-    *,
-    should_stop: ShouldStop,
-    progress: Progress,
-) -> FitReport:
-    """Train a network in place.
-
-    Parameters
-    ----------
-    network
-        Left in training mode, with the last weights.
-    batches
-        Gives the batches of an epoch, counted from 0, on the device of the network.
-    learner
-        Loss, optimiser and schedule.
-    should_stop
-        Asked before every batch.
-    progress
-        Called after every epoch.
-
-    Raises
-    ------
-    TrainingDivergedError
-        The loss is not finite.
-    """
-    start, steps = time.monotonic(), 0
-    losses: list[float] = []
-    network.train()
-    for epoch in range(learner.epochs):
-        epoch_losses = []
-        for batch in batches(epoch):
-            if should_stop():
-                return _report(losses, steps, start, stopped=True)
-            epoch_losses.append(_step(network, batch, learner))
-            steps += 1
-        losses.append(sum(epoch_losses) / max(1, len(epoch_losses)))
-        progress(epoch + 1, learner.epochs, losses[-1], time.monotonic() - start)
-    return _report(losses, steps, start, stopped=False)
 
 
 def train_increment(
@@ -238,11 +132,6 @@ def train_increment(
     )
 
 
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Make the generator of one epoch, so that an epoch does not depend on those before it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-
-
 def _samples(volumes: Sequence[ReviewedVolume], package: ModelPackage, recipe: Recipe) -> list[_Sample]:
     if recipe.balanced:
         voxel_weights = dafne_weights(volumes, classes=package.plan.network.classes)
@@ -290,33 +179,3 @@ def _flipped(batch: Batch, axes: tuple[int, ...], *, generator: torch.Generator)
 
 def _partial_loss(recipe: Recipe, logits: Tensor, batch: Batch) -> Tensor:
     return recipe.loss(logits, batch.labels, weights=batch.weights, known=batch.known)
-
-
-def _step(network: nn.Module, batch: Batch, learner: Learner) -> float:
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=learner.bfloat16):
-        logits = network(batch.images)
-    loss = learner.loss(logits.float(), batch)
-    if not torch.isfinite(loss):
-        raise TrainingDivergedError(
-            f"The loss became {float(loss.detach())}; the weights of this training are unusable."
-        )
-    learner.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    if learner.clip_norm is not None:
-        nn.utils.clip_grad_norm_(network.parameters(), learner.clip_norm)
-    learner.optimizer.step()
-    if learner.schedule is not None:
-        learner.schedule.step()
-    if learner.average is not None:
-        learner.average.update_parameters(network)
-    return float(loss.detach())
-
-
-def _report(losses: list[float], steps: int, start: float, *, stopped: bool) -> FitReport:
-    return FitReport(
-        epochs=len(losses),
-        steps=steps,
-        losses=tuple(losses),
-        seconds=time.monotonic() - start,
-        stopped=stopped,
-    )

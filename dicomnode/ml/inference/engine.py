@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from dicomnode import weights
 from dicomnode.domain import ModelCard
 from dicomnode.errors import ConfigError, GpuMemoryError
-from dicomnode.ml import grid
-from dicomnode.ml import network as networks
-from dicomnode.ml.package import ModelPackage
-from dicomnode.ml.plan import Plan
+from dicomnode.ml.frame import grid
+from dicomnode.ml.model import network as networks
+from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.model.plan import Plan
 
 Progress = Callable[[int, int], None]
 """Called with (passes done, passes) while an image is segmented."""

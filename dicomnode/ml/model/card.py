@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from dicomnode.domain import ModelVersion
-from dicomnode.ml import network
-from dicomnode.ml.dataset import CaseSplit
-from dicomnode.ml.evaluation import CaseScore
-from dicomnode.ml.package import CARD_FILE, ModelPackage
-from dicomnode.ml.plan import Plan
-from dicomnode.ml.training import FitReport
+from dicomnode.ml.evaluation.scores import CaseScore
+from dicomnode.ml.model import network
+from dicomnode.ml.model.package import CARD_FILE, ModelPackage
+from dicomnode.ml.model.plan import Plan
+from dicomnode.ml.training.dataset import CaseSplit
+from dicomnode.ml.training.fit import FitReport
 
 UNFINISHED = "# Unfinished model\n\nTraining has ended; the judgement on the hold-out is still running.\n"
 
@@ -56,7 +56,7 @@ mirrored passes over the axes {mirror_axes} are averaged at inference.
 {hold_out} hold-out and {validation} validation cases were never trained on; the validation cases
 served to choose the settings of the training, the hold-out cases were only measured. Cases are
 split by name, at random within each kind of stored intensities, with NumPy's `default_rng({seed})`
-(fractions {fractions}); `dicomnode.ml.dataset.split_cases` gives the same split again.
+(fractions {fractions}); `dicomnode.ml.training.dataset.split_cases` gives the same split again.
 
 Hold-out names, SHA-256 of the sorted names joined by line feeds:
 `{digest}`

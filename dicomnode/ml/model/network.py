@@ -8,7 +8,7 @@ from torch import nn
 
 from dicomnode import weights
 from dicomnode.errors import ModelFormatError
-from dicomnode.ml.plan import NetworkPlan
+from dicomnode.ml.model.plan import NetworkPlan
 
 
 def build(plan: NetworkPlan) -> nn.Module:

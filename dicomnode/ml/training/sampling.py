@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dicomnode.ml.plan import Triple
+from dicomnode.ml.model.plan import Triple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

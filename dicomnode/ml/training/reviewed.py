@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from dicomnode.errors import CorrectionError, GeometryError
-from dicomnode.ml import grid, losses
-from dicomnode.ml.plan import Plan, Triple
+from dicomnode.ml.frame import grid
+from dicomnode.ml.model.plan import Plan, Triple
+from dicomnode.ml.training import losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ def bring(case: TrainingCase, plan: Plan) -> ReviewedVolume:
     CorrectionError
         Arrays of different shapes, an unknown class, or weights that are not finite and >= 0.
     GeometryError, UnsupportedSeriesError
-        The image cannot be used; see :func:`dicomnode.ml.grid.frame`.
+        The image cannot be used; see :func:`dicomnode.ml.frame.grid.frame`.
     """
     _check(case, classes=plan.network.classes)
     framed = grid.frame(

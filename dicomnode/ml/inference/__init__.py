@@ -1,0 +1,1 @@
+"""From an image to labels on the same voxels: tiles, ensembles, memory."""

@@ -1,0 +1,1 @@
+"""From training images to the plan of a model."""
