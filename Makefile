@@ -11,7 +11,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-EXTRAS := web,aggregator,postgresql,demo,dev
+EXTRAS := web,aggregator,postgresql,demo,nnunet,training,dev
 
 .PHONY: help
 help:  ## list the targets
@@ -27,6 +27,10 @@ run: $(STAMP)  ## the whole loop on real images: send, segment, correct, learn, 
 .PHONY: test
 test: $(STAMP)  ## all tests (ARGS="-k name"); those that need an absent program or data are skipped
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+
+.PHONY: parity
+parity: $(STAMP)  ## the engine against nnU-Net itself, minutes (DICOMNODE_NNUNET=PYTHON, ARGS="-k name")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 --timeout 1800 tests/parity $(ARGS)
 
 .PHONY: check
 check: $(STAMP)  ## format, lint, types and import directions

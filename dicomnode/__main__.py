@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from dicomnode import __version__, aggregator, logs, node
-from dicomnode.cli import aggregating, corrections, federating, models, pretraining, routes, site
+from dicomnode.cli import (
+    aggregating,
+    corrections,
+    evaluation,
+    federating,
+    models,
+    pretraining,
+    routes,
+    segmenting,
+    site,
+)
 from dicomnode.cli.show import ConfigOption
 from dicomnode.demo import story as demo_story
 from dicomnode.process import run_to_the_end
@@ -30,7 +40,15 @@ app.add_typer(routes.app, name="routes", rich_help_panel=SITE)
 app.add_typer(corrections.app, name="corrections", rich_help_panel=SITE)
 app.add_typer(federating.app, name="federation", rich_help_panel=SITE)
 app.add_typer(aggregating.app, name="aggregator", rich_help_panel="At the centre")
-for command in (site.check, site.status, site.segment, site.train, pretraining.pretrain, site.retry):
+for command in (
+    site.check,
+    site.status,
+    segmenting.segment,
+    site.train,
+    pretraining.pretrain,
+    evaluation.evaluate,
+    site.retry,
+):
     app.command(rich_help_panel=SITE)(command)
 
 

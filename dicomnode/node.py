@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from time import sleep
 
@@ -25,6 +24,7 @@ from dicomnode.ml.inference.engine import LoadedModel
 from dicomnode.ml.model import package
 from dicomnode.ml.model.package import ModelPackage
 from dicomnode.ml.shelf import ModelShelf
+from dicomnode.ml.warm import WarmModels
 from dicomnode.pipeline.routing import check_routes
 from dicomnode.pipeline.tools import Progress, Tools
 from dicomnode.process import config_argument, join, run_to_the_end, stop_on_signals
@@ -62,8 +62,7 @@ def work(settings: NodeSettings) -> None:
     """Run jobs and the clock until a signal ends the process."""
     stop = stop_on_signals()
     configure_logging(settings, process="work")
-    if settings.node.threads:
-        torch.set_num_threads(settings.node.threads)
+    use_threads(settings.node.threads)
     with opened_tools(settings, should_stop=stop.is_set) as tools:
         clock = start_clock(settings, tools)
         lanes = [
@@ -78,6 +77,12 @@ def work(settings: NodeSettings) -> None:
             lane.start()
         join(lanes)
         clock.shutdown(wait=False)
+
+
+def use_threads(count: int) -> None:
+    """Let models use so many CPU threads in this process; 0: one for every core."""
+    if count:
+        torch.set_num_threads(count)
 
 
 def worker(settings: NodeSettings, tools: Tools, lane: str) -> Worker:
@@ -150,9 +155,21 @@ def federation_key(settings: NodeSettings) -> Path:
     return settings.keys_dir / "federation.pem"
 
 
-def package_models(settings: NodeSettings) -> Callable[[str], LoadedModel]:
-    """Load models straight from their packages, for work without a database; each is loaded once."""
-    return cache(lambda name: engine.load(_read_package(settings, name), device=settings.work.device))
+def package_models(settings: NodeSettings, *, chosen: Path | None = None) -> Callable[[str], LoadedModel]:
+    """Load models straight from their packages, for work without a database, and keep them warm.
+
+    Parameters
+    ----------
+    chosen
+        A package that takes the place of every model, whatever its name.
+    """
+    warm = WarmModels(budget_bytes=settings.models.memory_bytes)
+
+    def load(name: str) -> LoadedModel:
+        found = _read_package(settings, name) if chosen is None else package.read(chosen)
+        return engine.load(found, device=settings.work.device)
+
+    return lambda name: warm.get(name, lambda: load(name))
 
 
 def run_job(settings: NodeSettings, tools: Tools, kind: JobKind, digest: str) -> JobRow:
@@ -185,7 +202,9 @@ def open_casebook(settings: NodeSettings) -> Casebook:
 
 def open_shelf(settings: NodeSettings) -> ModelShelf:
     """The model versions of the site."""
-    return ModelShelf(settings.versions_dir, device=settings.work.device)
+    return ModelShelf(
+        settings.versions_dir, device=settings.work.device, budget_bytes=settings.models.memory_bytes
+    )
 
 
 def pseudonym_secret(keys_dir: Path) -> bytes:

@@ -137,6 +137,14 @@ class ModelsSettings(Section):
     folder: FileBeside = Field(
         None, description="folder of model packages; empty: those shipped with dicomnode"
     )
+    memory_gb: float = Field(
+        4, gt=0, description="memory for loaded models; beyond it the least recently used is unloaded"
+    )
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory for loaded models."""
+        return int(self.memory_gb * 1024**3)
 
 
 class RouteSettings(Section):
@@ -351,6 +359,11 @@ class NodeSettings(Section):
     def pictures_dir(self) -> Path:
         """Folder of the pictures of corrections that wait for a person."""
         return self.node.data_dir / "pictures"
+
+    @property
+    def downloads_dir(self) -> Path:
+        """Folder of model archives on their way from the web; it may be emptied at any time."""
+        return self.node.data_dir / "downloads"
 
     @property
     def keys_dir(self) -> Path:

@@ -3,12 +3,16 @@
 A weight file may have crossed a network, so nothing in it is believed before it is checked. The
 library alone accepts duplicate keys, unknown tensors, absurd shapes and headers that cost
 gigabytes, therefore :func:`parse_header` reads the header first, under limits, and the library
-sees only bytes that passed. Layout: 8 bytes little-endian header length, a JSON header, the data.
+sees only bytes that passed. A file on disk is mapped, not copied into memory.
+Layout: 8 bytes little-endian header length, a JSON header, the data.
 """
 
 import hashlib
 import json
 import math
+import os
+import re
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +20,10 @@ from types import MappingProxyType
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as decode_safetensors
 from safetensors.torch import save as encode_safetensors
+from safetensors.torch import save_file as write_safetensors
 
 from dicomnode import durable
 from dicomnode.domain import Sha256
@@ -28,7 +33,8 @@ Tensors = dict[str, torch.Tensor]
 
 MAXIMUM_HEADER_BYTES = 1024 * 1024
 MAXIMUM_METADATA_BYTES = 4096
-MAXIMUM_FILE_BYTES = 1024**3
+MAXIMUM_FILE_BYTES = 1024**3  # of what may have crossed a network
+MAXIMUM_LOCAL_BYTES = 32 * 1024**3  # of a model that a person put on this machine
 _MAXIMUM_RANK = 8
 _MAXIMUM_NAME_LENGTH = 256
 _LENGTH_BYTES = 8
@@ -39,7 +45,7 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
 )
 """Data types that a weight file may hold, with the size of one element in bytes."""
 
-_DTYPE_NAMES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -51,6 +57,8 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""The same data types as torch names them."""
+TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +89,7 @@ def schema_of(tensors: Mapping[str, torch.Tensor]) -> Schema:
     """Describe weights by name, data type and shape."""
     return Schema(
         entries=tuple(
-            (name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
-            for name, tensor in sorted(tensors.items())
+            (name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in sorted(tensors.items())
         )
     )
 
@@ -111,7 +118,9 @@ def check_schema(found: Schema, expected: Schema) -> None:
     )
 
 
-def parse_header(data: bytes | BinaryIO, *, size: int) -> tuple[TensorInfo, ...]:
+def parse_header(
+    data: bytes | BinaryIO, *, size: int, maximum_bytes: int = MAXIMUM_FILE_BYTES
+) -> tuple[TensorInfo, ...]:
     """Read and check the header of a weight file without touching its data.
 
     Parameters
@@ -120,6 +129,8 @@ def parse_header(data: bytes | BinaryIO, *, size: int) -> tuple[TensorInfo, ...]
         The whole file, or a binary stream at its first byte (read no further than the header).
     size
         Length of the whole file in bytes.
+    maximum_bytes
+        What a file may have at most.
 
     Returns
     -------
@@ -131,10 +142,10 @@ def parse_header(data: bytes | BinaryIO, *, size: int) -> tuple[TensorInfo, ...]
         Header above 1 MiB, duplicate keys, metadata above 4 KiB, an unknown data type, a shape
         that disagrees with its range, or ranges with holes, overlaps or a remainder.
     """
-    header = _read_header(data, size=size)
+    header = _read_header(data, size=size, maximum_bytes=maximum_bytes)
     entries = _load_json_object(header)
     _check_metadata(entries.pop("__metadata__", {}))
-    infos = [_parse_entry(name, entry) for name, entry in entries.items()]
+    infos = [_parse_entry(name, entry, largest=maximum_bytes) for name, entry in entries.items()]
     infos.sort(key=lambda info: (info.start, info.stop, info.name))
     _check_contiguous(infos, data_bytes=size - _LENGTH_BYTES - len(header))
     return tuple(infos)
@@ -166,8 +177,7 @@ def decode(data: bytes, *, schema: Schema | None = None) -> Tensors:
 
 def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """Turn tensors into the bytes of a weight file; equal tensors and metadata give equal bytes."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    plain = encode_safetensors(contiguous)
+    plain = encode_safetensors(_contiguous(tensors))
     if not metadata:
         return plain
     # The library writes metadata in the random order of a hash map, so the header is put together here.
@@ -180,16 +190,29 @@ def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] = Ma
     return len(header).to_bytes(_LENGTH_BYTES, "little") + header + plain[_LENGTH_BYTES + length :]
 
 
-def read(path: Path, *, schema: Schema | None = None) -> Tensors:
-    """Read a weight file from disk; see :func:`decode` for the checks."""
+def read_header(path: Path, *, maximum_bytes: int = MAXIMUM_FILE_BYTES) -> tuple[TensorInfo, ...]:
+    """Read and check the header of a weight file on disk; see :func:`parse_header`."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as stream:
-            parse_header(stream, size=size)
-        data = path.read_bytes()
+            return parse_header(stream, size=path.stat().st_size, maximum_bytes=maximum_bytes)
     except OSError as error:
         raise ModelFormatError(f"The weight file {path.name} cannot be read: {error.strerror}.") from error
-    return decode(data, schema=schema)
+
+
+def read(path: Path, *, schema: Schema | None = None, maximum_bytes: int = MAXIMUM_FILE_BYTES) -> Tensors:
+    """Read a weight file from disk; see :func:`decode` for the checks.
+
+    The tensors lie in the file, which the system reads where they are used: replace the file, never write
+    into it. A change of a tensor stays in memory.
+    """
+    infos = read_header(path, maximum_bytes=maximum_bytes)
+    if schema is not None:
+        check_schema(schema_from_header(infos), schema)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {info.name: file.get_tensor(info.name) for info in infos}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ModelFormatError(f"The weights of {path.name} cannot be read: {error}.") from error
 
 
 def write(
@@ -197,13 +220,26 @@ def write(
 ) -> Sha256:
     """Write a weight file so that it is either complete and on disk, or absent.
 
+    Tensors are written from where they lie, without a second copy in memory; the bytes are those of
+    :func:`encode`.
+
     Returns
     -------
         SHA-256 of the file.
     """
-    data = encode(tensors, metadata)
-    durable.keep(path, data, mode=durable.PUBLIC)
-    return Sha256(hashlib.sha256(data).hexdigest())
+    if metadata:
+        durable.keep(path, encode(tensors, metadata), mode=durable.PUBLIC)
+        return sha256_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{uuid.uuid4().hex}{durable.PART_SUFFIX}")
+    try:
+        _write_library(part, _contiguous(tensors))
+        part.chmod(durable.PUBLIC)
+        digest = sha256_of(part)
+        durable.publish(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return digest
 
 
 def sha256_of(path: Path) -> Sha256:
@@ -281,9 +317,27 @@ def norm(tensors: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(math.fsum(squares))
 
 
-def _read_header(data: bytes | BinaryIO, *, size: int) -> bytes:
-    if not _LENGTH_BYTES < size <= MAXIMUM_FILE_BYTES:
-        raise ModelFormatError(f"A weight file of {size} bytes; more than 8 and at most 1 GiB are allowed.")
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_library(path: Path, tensors: Tensors) -> None:
+    try:
+        write_safetensors(tensors, path)
+    except SafetensorError as error:
+        # The library turns a full disk into words; whoever writes must see the operating system's error.
+        told = re.search(r"os error (\d+)", str(error))
+        if told is None:
+            raise
+        number = int(told[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _read_header(data: bytes | BinaryIO, *, size: int, maximum_bytes: int) -> bytes:
+    if not _LENGTH_BYTES < size <= maximum_bytes:
+        raise ModelFormatError(
+            f"A weight file of {size} bytes; more than 8 and at most {maximum_bytes} are allowed."
+        )
     first = data[:_LENGTH_BYTES] if isinstance(data, bytes) else data.read(_LENGTH_BYTES)
     length = int.from_bytes(first, "little")
     if not 2 <= length <= min(MAXIMUM_HEADER_BYTES, size - _LENGTH_BYTES):
@@ -330,7 +384,7 @@ def _check_metadata(metadata: object) -> None:
         )
 
 
-def _parse_entry(name: str, entry: object) -> TensorInfo:
+def _parse_entry(name: str, entry: object, *, largest: int) -> TensorInfo:
     if not name or len(name) > _MAXIMUM_NAME_LENGTH or not name.isprintable():
         raise ModelFormatError("The weight file holds a tensor without a usable name.")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -340,19 +394,19 @@ def _parse_entry(name: str, entry: object) -> TensorInfo:
         raise ModelFormatError(
             f"Tensor {name!r} has the data type {dtype!r}; known are {', '.join(ITEM_BYTES)}."
         )
-    shape = _whole_numbers(name, entry["shape"], maximum_length=_MAXIMUM_RANK)
-    offsets = _whole_numbers(name, entry["data_offsets"], maximum_length=2)
+    shape = _whole_numbers(name, entry["shape"], maximum_length=_MAXIMUM_RANK, largest=largest)
+    offsets = _whole_numbers(name, entry["data_offsets"], maximum_length=2, largest=largest)
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
         raise ModelFormatError(f"Tensor {name!r}: shape {shape} does not fill the byte range {offsets}.")
     return TensorInfo(name=name, dtype=dtype, shape=shape, start=offsets[0], stop=offsets[1])
 
 
-def _whole_numbers(name: str, values: object, *, maximum_length: int) -> tuple[int, ...]:
+def _whole_numbers(name: str, values: object, *, maximum_length: int, largest: int) -> tuple[int, ...]:
     if not isinstance(values, list) or len(values) > maximum_length:
         raise ModelFormatError(f"Tensor {name!r}: a list of at most {maximum_length} numbers is expected.")
     # A zero hides a huge factor beside it, so each extent is bounded, not only the product.
-    if not all(type(value) is int and 0 <= value <= MAXIMUM_FILE_BYTES for value in values):
-        raise ModelFormatError(f"Tensor {name!r}: shape and offsets are whole numbers from 0 to 2^30.")
+    if not all(type(value) is int and 0 <= value <= largest for value in values):
+        raise ModelFormatError(f"Tensor {name!r}: shape and offsets are whole numbers from 0 to {largest}.")
     return tuple(values)
 
 

@@ -54,12 +54,19 @@ def write_package(folder: Path, *, tensors: weights.Tensors | None = None, name:
     folder.mkdir(parents=True, exist_ok=True)
     digest = weights.write(folder / "weights.safetensors", toy_weights() if tensors is None else tensors)
     plan = {
-        "format_version": 1,
+        "format_version": 2,
         "name": name,
-        "network": {"kind": "toy", "classes": 2},
-        "spacing_mm": [1.0, 1.0, 1.0],
         "orientation": "HPL",
-        "normalisation": {"method": "percentile_z_score"},
+        "axis_order": [0, 1, 2],
+        "region_classes": [],
+        "stages": [
+            {
+                "network": {"kind": "toy", "classes": 2},
+                "spacing_mm": [1.0, 1.0, 1.0],
+                "normalisation": {"method": "percentile_z_score"},
+                "members": 1,
+            }
+        ],
     }
     (folder / "plan.json").write_text(json.dumps({"weights_sha256": digest, "plan": plan}))
     return folder

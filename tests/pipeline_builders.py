@@ -30,8 +30,9 @@ from dicomnode.imaging.images.stacks import only_stack
 from dicomnode.imaging.reading import seg_read
 from dicomnode.imaging.results.mr_write import encode_series
 from dicomnode.ml.model import network, package
+from dicomnode.ml.model.architecture import DynUNetPlan
 from dicomnode.ml.model.package import ModelPackage
-from dicomnode.ml.model.plan import ImageExtent, NetworkPlan, Normalisation, Plan
+from dicomnode.ml.model.plan import ImageExtent, Interpolation, PercentileZScore, Plan, Stage
 from dicomnode.ml.shelf import ModelShelf
 from dicomnode.pipeline.correct import ingest_correction
 from dicomnode.pipeline.learn import enqueue_if_due, train_increment
@@ -68,17 +69,24 @@ def tiny_plan(*, name: str = MODEL, spacing_mm: float = 1.0) -> Plan:
         name=name,
         modalities=("MR",),
         orientation="HPL",
-        spacing_mm=(spacing_mm, spacing_mm, spacing_mm),
-        patch_shape=(8, 8, 8),
-        normalisation=Normalisation(),
-        network=NetworkPlan(
-            classes=3,
-            filters=(4, 8, 8),
-            kernels=(BLOCK, BLOCK, BLOCK),
-            strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        stages=(
+            Stage(
+                spacing_mm=(spacing_mm, spacing_mm, spacing_mm),
+                spacing_tolerance=0.01,
+                patch_shape=(8, 8, 8),
+                normalisation=PercentileZScore(),
+                image_interpolation=Interpolation(antialias=True),
+                score_interpolation=Interpolation(),
+                network=DynUNetPlan(
+                    classes=3,
+                    filters=(4, 8, 8),
+                    kernels=(BLOCK, BLOCK, BLOCK),
+                    strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+                ),
+                mirror_axes=(),
+                overlap=0.25,
+            ),
         ),
-        mirror_axes=(),
-        overlap=0.25,
         image_extent=ImageExtent(minimum_mm=(8, 8, 8), median_mm=(10, 10, 10), maximum_mm=(20, 20, 20)),
     )
 
@@ -104,7 +112,7 @@ def tiny_segments() -> tuple[Segment, ...]:
 def tiny_weights(*, seed: int = 1, background: float = 0.0) -> Tensors:
     """Seeded weights; a large ``background`` makes a model that finds nothing."""
     torch.manual_seed(seed)
-    tensors = network.tensors_of(network.build(tiny_plan().network))
+    tensors = network.tensors_of(network.build(tiny_plan().final.network))
     tensors["output_block.conv.conv.bias"][0] += background
     return tensors
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from dicomnode import node
+from dicomnode.cli import importing, pulling
 from dicomnode.cli.show import ConfigOption, JsonOption, console, print_json, table
 from dicomnode.errors import ModelFormatError
 from dicomnode.settings import load_node_settings
@@ -12,7 +13,9 @@ from dicomnode.site import opened_store, utc_now
 from dicomnode.store import Store
 from dicomnode.store.records import ModelRecord
 
-app = typer.Typer(no_args_is_help=True, help="List, inspect, promote and roll back model versions.")
+app = typer.Typer(no_args_is_help=True, help="Import, fetch, list, inspect, promote and roll back models.")
+app.command()(pulling.pull)
+app.command("import")(importing.import_model)
 
 VersionArgument = Annotated[
     str, typer.Argument(help="A version as `models list` prints it; its first characters are enough.")

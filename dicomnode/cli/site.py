@@ -1,7 +1,6 @@
 """The commands of a site: is it sound, what does it hold, and do this now."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,10 +8,9 @@ import typer
 from dicomnode import node, preflight
 from dicomnode.cli.feedback import print_alarms
 from dicomnode.cli.show import ConfigOption, JsonOption, console, notes, print_json, table
-from dicomnode.domain import JobKind, JobState, ResultForm
+from dicomnode.domain import JobKind, JobState
 from dicomnode.pipeline import learn
 from dicomnode.pipeline.figures import all_drift
-from dicomnode.pipeline.folder import FolderOutcome, FolderWork, segment_folder
 from dicomnode.pipeline.tools import Tools
 from dicomnode.settings import NodeSettings, load_node_settings
 from dicomnode.site import open_spool, opened_store, utc_now
@@ -57,42 +55,6 @@ def status(
         console.print(
             f"{unreadable} received objects could not be read; they are kept, with the reason, in {folder}"
         )
-
-
-def segment(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of DICOM images.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results and pictures.")],
-    result: Annotated[
-        list[ResultForm] | None,
-        typer.Option("--result", help="Form of result to write; may be given several times. Default: seg."),
-    ] = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Segment every series in a folder, without a PACS and without a running node.
-
-    For each series the results in the forms asked for and a PNG picture are written; a series that cannot be
-    segmented is named with the reason. Where a route takes only the best series of a study, that is the best
-    in the folder. Exit status 0 when at least one series was segmented.
-    """
-    settings = load_node_settings(config)
-    work = FolderWork(
-        routes=settings.routes,
-        model_named=node.package_models(settings),
-        results=tuple(result or (ResultForm.SEG,)),
-        now=utc_now(),
-    )
-    outcomes = segment_folder(folder, out, work=work)
-    if as_json:
-        print_json(outcomes)
-    else:
-        columns = ("series", "label", "voxels", "ml", "seconds", "note")
-        console.print(table("Segmented", columns, (row for o in outcomes for row in _outcome_rows(o))))
-        for outcome in outcomes:
-            for form, path in outcome.objects:
-                console.print(f"{form}: {path}", soft_wrap=True)
-    if not any(outcome.picture_path for outcome in outcomes):
-        raise typer.Exit(1)
 
 
 def retry(
@@ -152,15 +114,6 @@ def _train(settings: NodeSettings, tools: Tools, model: str, *, now: bool) -> Tr
         state=made[-1].state if made else None,
         in_words=row.reason or row.state,
     )
-
-
-def _outcome_rows(outcome: FolderOutcome) -> list[tuple[object, ...]]:
-    if outcome.picture_path is None:
-        return [(outcome.series_instance_uid, None, None, None, None, outcome.reason)]
-    return [
-        (outcome.series_instance_uid, label, voxels, f"{ml:.2f}", f"{outcome.seconds:.1f}", outcome.reason)
-        for (label, voxels), (_, ml) in zip(outcome.voxels, outcome.millilitres, strict=True)
-    ]
 
 
 def _print_overview(overview: Overview) -> None:

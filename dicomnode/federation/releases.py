@@ -16,7 +16,6 @@ from dicomnode.federation.manifest import BlobRef, ReleaseManifest
 from dicomnode.federation.tools import Tools
 
 RING_ALL = "all"
-_ARCHITECTURE_KEYS = ("network", "spacing_mm", "orientation", "normalisation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +30,22 @@ class NextRelease:
     rollback_to: int | None = None
 
 
-class _Plan(BaseModel):
+class _Stage(BaseModel):
     # The rest of a plan is the node's business; here only what decides whether weights may be averaged.
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    network: JsonValue
+    spacing_mm: JsonValue
+    normalisation: JsonValue
+    members: JsonValue
+
+
+class _Plan(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
     name: manifest.Family
+    orientation: JsonValue
+    axis_order: JsonValue
+    region_classes: JsonValue
+    stages: tuple[_Stage, ...]
 
 
 class _PlanFile(BaseModel):
@@ -53,11 +64,11 @@ def publish_package(folder: Path, tools: Tools) -> VersionRow:
     ConfigError
         The folder is no model package, or the family has another network.
     """
-    plan_file, architecture = _read_plan(folder / "plan.json")
+    plan_file = _read_plan(folder / "plan.json")
     weights_path = folder / "weights.safetensors"
     family = FamilyRow(
         name=plan_file.plan.name,
-        arch_id=architecture,
+        arch_id=_architecture(plan_file.plan),
         schema=_read_schema(weights_path, expected=Sha256(plan_file.weights_sha256)),
     )
     head = tools.ledger.versions.head(family.name)
@@ -139,19 +150,18 @@ def _published(release: NextRelease, tools: Tools) -> VersionRow:
     return head
 
 
-def _read_plan(path: Path) -> tuple[_PlanFile, Sha256]:
+def _read_plan(path: Path) -> _PlanFile:
     try:
-        text = path.read_bytes()
-        return _PlanFile.model_validate_json(text), _architecture(json.loads(text)["plan"])
+        return _PlanFile.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path.parent} is no model package: {path.name} cannot be read") from error
-    except (ValidationError, KeyError) as error:
+    except ValidationError as error:
         raise ConfigError(f"{path} is no plan of a model: {error}") from error
 
 
-def _architecture(plan: dict[str, JsonValue]) -> Sha256:
-    # The same digest as ml.plan.architecture_sha256, without any of ml: the aggregator builds no network.
-    kept = {key: plan[key] for key in _ARCHITECTURE_KEYS}
+def _architecture(plan: _Plan) -> Sha256:
+    # The same digest as architecture_sha256 of ml, without any of ml: the aggregator builds no network.
+    kept = plan.model_dump(mode="json", exclude={"name"})
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return Sha256(hashlib.sha256(canonical.encode()).hexdigest())
 

@@ -3,10 +3,9 @@
 import contextlib
 import shutil
 import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from dicomnode import durable
@@ -16,21 +15,21 @@ from dicomnode.ml.inference import engine
 from dicomnode.ml.inference.engine import LoadedModel
 from dicomnode.ml.model import package
 from dicomnode.ml.model.package import ModelPackage
+from dicomnode.ml.warm import USUAL_BUDGET_BYTES, WarmModels
 from dicomnode.weights import Tensors
 
 _UNFINISHED = ".new-"
+_CHUNK = 1024 * 1024
 
 
 class ModelShelf:
     """Versions under ``<root>/<name>/<12 digits of the weights' SHA-256>/``, never changed once there."""
 
-    def __init__(self, root: Path, *, device: str = "auto", keep_loaded: int = 2) -> None:
+    def __init__(self, root: Path, *, device: str = "auto", budget_bytes: int = USUAL_BUDGET_BYTES) -> None:
         self._root = root
         self._device = device
-        self._keep = keep_loaded
-        self._loaded: OrderedDict[ModelVersion, LoadedModel] = OrderedDict()
+        self._warm = WarmModels(budget_bytes=budget_bytes)
         self._cards: dict[ModelVersion, ModelCard] = {}
-        self._lock = threading.Lock()
         root.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -82,14 +81,8 @@ class ModelShelf:
         return self._root / name / digest
 
     def loaded(self, version: ModelVersion) -> LoadedModel:
-        """Give a version ready to predict; the least recently used is let go."""
-        with self._lock:
-            if version not in self._loaded:
-                self._loaded[version] = engine.load(self.package(version), device=self._device)
-            self._loaded.move_to_end(version)
-            while len(self._loaded) > self._keep:
-                self._loaded.popitem(last=False)
-            return self._loaded[version]
+        """Give a version ready to predict; see :class:`WarmModels` for how long it is kept."""
+        return self._warm.get(version, lambda: engine.load(self.package(version), device=self._device))
 
     def sweep(self, *, older_than: timedelta, now: datetime) -> int:
         """Remove the unfinished folders that a crash left behind; gives how many there were."""
@@ -130,4 +123,6 @@ class ModelShelf:
 def _copy_files(source: Path, target: Path) -> None:
     """Copy the four files of a package and make them safe against a power cut."""
     for name in package.FILES:
-        durable.keep(target / name, (source / name).read_bytes(), mode=durable.PUBLIC)
+        with (source / name).open("rb") as file:
+            durable.write(target / name, iter(partial(file.read, _CHUNK), b""), mode=durable.PUBLIC)
+    durable.sync_folder(target)

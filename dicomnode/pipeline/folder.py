@@ -24,7 +24,7 @@ from dicomnode.ml.inference.engine import LoadedModel
 from dicomnode.pipeline import forms
 from dicomnode.pipeline.forms import EncodedObject
 from dicomnode.pipeline.routing import Choice, best_of
-from dicomnode.pipeline.segment import route, segment
+from dicomnode.pipeline.segment import AS_PLANNED, Inference, route, segment
 from dicomnode.pipeline.tools import Stopwatch
 from dicomnode.settings import RouteSettings
 from dicomnode.spool import read_part_10
@@ -61,6 +61,7 @@ class FolderWork:
     model_named: Callable[[str], LoadedModel]
     results: Collection[ResultForm]
     now: datetime
+    how: Inference = AS_PLANNED
 
 
 def segment_folder(folder: Path, out: Path, *, work: FolderWork) -> list[FolderOutcome]:
@@ -143,7 +144,7 @@ def _segment_best(
 def _segment_one(uid: str, choice: Choice, revision: str, out: Path, work: FolderWork) -> FolderOutcome:
     watch = Stopwatch()
     try:
-        made = segment(choice, model_named=work.model_named, watch=watch)
+        made = segment(choice, model_named=work.model_named, watch=watch, how=work.how)
     except InputError as error:
         return _not_segmented(uid, str(error))
     found = made.findings

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import structlog
 from pydicom import Dataset
 
 from dicomnode.domain import Job, SeriesInstanceUid, StoredInstance
@@ -22,6 +23,8 @@ from dicomnode.pipeline.turns import wait_for_turn
 from dicomnode.settings import RouteSettings
 from dicomnode.store.records import ResultObject, ResultRecord, Shortfall, WrittenObject
 
+log = structlog.get_logger()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segmented:
@@ -30,6 +33,17 @@ class Segmented:
     series: SeriesVolume
     findings: Findings
     seconds: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inference:
+    """How a model is to be run."""
+
+    mirror: bool = True  # average mirrored passes, where the model's plan says so
+    progress: Callable[[int, int], None] | None = None  # passes done, passes
+
+
+AS_PLANNED = Inference()
 
 
 def segment_series(job: Job, tools: Tools) -> None:
@@ -51,7 +65,8 @@ def segment_series(job: Job, tools: Tools) -> None:
     watch = Stopwatch()
     # Content is dated when the last image arrived, so that a repeat after a crash makes the same objects.
     run = Run(created_at=max(instance.received_at for instance in instances), revision=job.digest)
-    made = segment(choice, model_named=tools.current_model, watch=watch)
+    how = Inference(progress=lambda done, total: tools.progress("segmenting", done, total))
+    made = segment(choice, model_named=tools.current_model, watch=watch, how=how)
     written = forms.write(
         made.findings, run=run, wanted=_wanted(choice.route, tools), keep=lambda one: _keep(one, tools)
     )
@@ -73,7 +88,13 @@ def route(datasets: Sequence[Dataset], routes: Sequence[RouteSettings], *, sende
     return choose(read_stacks(supported_images(datasets)), routes, sender=sender)
 
 
-def segment(choice: Choice, *, model_named: Callable[[str], LoadedModel], watch: Stopwatch) -> Segmented:
+def segment(
+    choice: Choice,
+    *,
+    model_named: Callable[[str], LoadedModel],
+    watch: Stopwatch,
+    how: Inference = AS_PLANNED,
+) -> Segmented:
     """Take the chosen stack of a series to what the model finds in it.
 
     Raises
@@ -86,10 +107,16 @@ def segment(choice: Choice, *, model_named: Callable[[str], LoadedModel], watch:
     watch.lap("read")
     model = model_named(choice.route.model)
     watch.lap("load model")
+    uid = choice.stack.series_instance_uid
     try:
-        classes = engine.predict(model, series.image)
+        classes = engine.predict(
+            model,
+            series.image,
+            mirror=how.mirror,
+            progress=how.progress,
+            note=lambda words: log.warning("segmented in a leaner way", series=uid, reason=words),
+        )
     except InputError as error:  # it says what the image lacks, and cannot know whose image it is
-        uid = choice.stack.series_instance_uid
         raise UnsupportedSeriesError(f"series {uid}: {error}") from error
     watch.lap("segment")
     labels = seg_write.to_segment_numbers(classes, model.card)

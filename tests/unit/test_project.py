@@ -30,6 +30,10 @@ FORBIDDEN = re.compile(
 )
 
 
+CHECKPOINT_READER = "dicomnode/ml/imports/checkpoint.py"  # in a process of its own: ADR 0004
+SAFE_LOAD = re.compile(r"torch\.load\(\w+, [^()]*\bweights_only=True\b[^()]*\)")
+
+
 def pins() -> dict[str, Version]:
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     named = (line.split("==") for line in lines if line and not line.startswith("#"))
@@ -104,7 +108,11 @@ def test_a_model_is_shipped() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nothing_that_came_from_outside_can_be_executed(path: Path) -> None:
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    text = path.read_text(encoding="utf-8")
+    if name_of(path) == CHECKPOINT_READER:
+        text, found = SAFE_LOAD.subn("", text)
+        assert found == 1
+    lines = enumerate(text.splitlines(), start=1)
     assert [f"{number}: {line.strip()}" for number, line in lines if FORBIDDEN.search(line)] == []
 
 

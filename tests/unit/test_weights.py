@@ -59,15 +59,68 @@ def test_equal_weights_and_metadata_give_equal_bytes() -> None:
     assert weights.is_equal(weights.decode(first), one)
 
 
-def test_a_written_file_is_readable_by_others_and_leaves_no_scratch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metadata", [{}, {"k": "v"}])
+def test_a_written_file_is_readable_by_others_and_leaves_no_scratch(
+    metadata: dict[str, str], tmp_path: Path
+) -> None:
     path = tmp_path / "w.safetensors"
 
-    digest = weights.write(path, {"a": torch.ones(2)}, metadata={"k": "v"})
+    digest = weights.write(path, {"a": torch.ones(2)}, metadata=metadata)
 
     assert digest == weights.sha256_of(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [child.name for child in tmp_path.iterdir()] == ["w.safetensors"]
     assert weights.read(path)["a"].tolist() == [1.0, 1.0]
+
+
+@given(tensor_sets())
+def test_a_file_written_from_where_the_tensors_lie_is_the_encoded_one(
+    tmp_path_factory: pytest.TempPathFactory, tensors: weights.Tensors
+) -> None:
+    path = tmp_path_factory.mktemp("w") / "w.safetensors"
+
+    weights.write(path, tensors)
+
+    assert path.read_bytes() == weights.encode(tensors)
+    assert weights.is_equal(weights.read(path, schema=weights.schema_of(tensors)), tensors)
+
+
+def test_changing_what_was_read_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    weights.write(path, {"a": torch.ones(2)})
+
+    read = weights.read(path)["a"]
+    read += 1
+
+    assert read.tolist() == [2.0, 2.0]
+    assert weights.read(path)["a"].tolist() == [1.0, 1.0]
+
+
+def test_a_file_above_the_limit_of_its_reader_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    weights.write(path, {"a": torch.ones(2)})
+    size = path.stat().st_size
+
+    assert weights.read(path, maximum_bytes=size).keys() == {"a"}
+    with pytest.raises(ModelFormatError, match=f"{size} bytes; more than 8 and at most {size - 1}"):
+        weights.read(path, maximum_bytes=size - 1)
+
+
+def test_only_who_allows_it_reads_a_file_of_more_than_a_gibibyte(tmp_path: Path) -> None:
+    path, half = tmp_path / "w.safetensors", 600 * 1024**2
+    header = {
+        "a": entry(0, half, dtype="U8", shape=(half,)),
+        "b": entry(half, 2 * half, dtype="U8", shape=(half,)),
+    }
+    with path.open("wb") as file:
+        start = file_of(header)
+        file.write(start)
+        file.truncate(len(start) + 2 * half)  # a hole: takes no room on the disk
+
+    with pytest.raises(ModelFormatError, match="at most 1073741824"):
+        weights.read(path)
+    read = weights.read(path, maximum_bytes=weights.MAXIMUM_LOCAL_BYTES)
+    assert (int(read["b"][-1]), len(read["b"])) == (0, half)
 
 
 def test_the_header_says_where_each_tensor_lies() -> None:

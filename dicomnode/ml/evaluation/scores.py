@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicomnode.domain import Segment
-
-Mask = NDArray[np.bool_]
-
+from dicomnode.ml.evaluation import surfaces
+from dicomnode.ml.evaluation.surfaces import Mask
 
 MISSING_HD95_MM = 100.0
 """Stands for an infinite distance (one mask empty) in means: about the diagonal of a head crop."""
@@ -56,7 +55,7 @@ def dice(prediction: Mask, truth: Mask) -> float:
     return 2 * int((prediction & truth).sum()) / total if total else 1.0
 
 
-def hd95_mm(prediction: Mask, truth: Mask, *, spacing_mm: Sequence[float]) -> float:
+def hd95_mm(prediction: Mask, truth: Mask, *, spacing_mm: Sequence[float], threads: int = 1) -> float:
     """Give the 95th percentile of the surface distance, the larger of both directions.
 
     Surface voxels are those of a mask with a face neighbour outside it; beyond the border of the
@@ -76,9 +75,48 @@ def hd95_mm(prediction: Mask, truth: Mask, *, spacing_mm: Sequence[float]) -> fl
     """
     if not prediction.any() or not truth.any():
         return 0.0 if prediction.any() == truth.any() else float("inf")
-    box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
-    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction[box], truth[box])]
-    distances = [ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces]
-    one_way = np.percentile(distances[1][surfaces[0]], 95)
-    other_way = np.percentile(distances[0][surfaces[1]], 95)
-    return float(max(one_way, other_way))
+    box = _box(prediction | truth)
+    found, wanted = surfaces.border(prediction[box]), surfaces.border(truth[box])
+    one_way = surfaces.nearest_mm(found, wanted, spacing_mm=spacing_mm, threads=threads)
+    other_way = surfaces.nearest_mm(wanted, found, spacing_mm=spacing_mm, threads=threads)
+    return float(max(np.percentile(one_way, 95), np.percentile(other_way, 95)))
+
+
+def surface_dice(
+    prediction: Mask, truth: Mask, *, spacing_mm: Sequence[float], tolerance_mm: float, threads: int = 1
+) -> float:
+    """Give the share of both surfaces that lies within a tolerance of the other one (NSD).
+
+    Surfaces are those of marching cubes, each piece counting with its area; see
+    :mod:`dicomnode.ml.evaluation.surfaces`. (Nikolov et al., J Med Internet Res 23, 2021.)
+
+    Parameters
+    ----------
+    prediction, truth
+        Masks on one grid, of three axes or of two.
+    tolerance_mm
+        A distance of exactly so much is within.
+
+    Returns
+    -------
+        0 to 1; 1.0 when both masks are empty, 0.0 when one is.
+    """
+    if not prediction.any() or not truth.any():
+        return float(prediction.any() == truth.any())
+    box = _box(prediction | truth)
+    found, wanted = (surfaces.elements(mask[box], spacing_mm=spacing_mm) for mask in (prediction, truth))
+    within = 0.0
+    for one, other in ((found, wanted), (wanted, found)):
+        distances = surfaces.nearest_mm(
+            one.points,
+            other.points,
+            spacing_mm=spacing_mm,
+            limit_mm=tolerance_mm + surfaces.TOLERANCE_SLACK_MM,
+            threads=threads,
+        )
+        within += float(one.areas[np.isfinite(distances)].sum())
+    return within / float(found.areas.sum() + wanted.areas.sum())
+
+
+def _box(mask: Mask) -> tuple[slice, ...]:
+    return ndimage.find_objects(mask.view(np.uint8))[0]

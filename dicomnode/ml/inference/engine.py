@@ -1,26 +1,25 @@
 """Segment an image with a model: labels on exactly the voxels of the input."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
 from highdicom import Volume
-from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dicomnode import weights
 from dicomnode.domain import ModelCard
 from dicomnode.errors import ConfigError, GpuMemoryError
-from dicomnode.ml.frame import grid
+from dicomnode.ml.frame import framing, resampling
+from dicomnode.ml.frame.framing import Framed
+from dicomnode.ml.inference import acceleration, ladder, window
+from dicomnode.ml.inference.ladder import Step
+from dicomnode.ml.inference.painting import Painter
+from dicomnode.ml.inference.window import Progress, Window
 from dicomnode.ml.model import network as networks
-from dicomnode.ml.model.package import ModelPackage
-from dicomnode.ml.model.plan import Plan
-
-Progress = Callable[[int, int], None]
-"""Called with (passes done, passes) while an image is segmented."""
+from dicomnode.ml.model.package import ModelPackage, read_weights
+from dicomnode.ml.model.plan import Plan, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +28,22 @@ class LoadedModel:
 
     plan: Plan
     card: ModelCard
-    network: nn.Module
+    networks: tuple[tuple[nn.Module, ...], ...]  # of each stage, its members
     device: torch.device
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the weights take."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for members in self.networks
+            for member in members
+            for tensor in (*member.parameters(), *member.buffers())
+        )
 
 
 def load(package: ModelPackage, *, device: str = "auto") -> LoadedModel:
-    """Build the network of a package and put its weights in.
+    """Build the networks of a package and put their weights in.
 
     Parameters
     ----------
@@ -46,11 +55,17 @@ def load(package: ModelPackage, *, device: str = "auto") -> LoadedModel:
     ModelFormatError
         The weights are not those of the plan, or not finite.
     GpuMemoryError
-        The accelerator has no room for the network.
+        The accelerator has no room for the networks.
+    ConfigError
+        No such device here, or the networks need an extra that is not installed.
     """
-    network = networks.build(package.plan.network)
-    networks.load(network, weights.read(package.weights_path))
-    return assemble(package.plan, package.card, network, device=device)
+    chosen = choose_device(device)
+    built = networks.build_all(package.plan, read_weights(package))
+    try:
+        placed = tuple(tuple(acceleration.prepare(one, chosen) for one in members) for members in built)
+    except torch.OutOfMemoryError as error:
+        raise GpuMemoryError(f"No room for the networks of {package.card.version} on {chosen}.") from error
+    return LoadedModel(plan=package.plan, card=package.card, networks=placed, device=chosen)
 
 
 def choose_device(device: str) -> torch.device:
@@ -71,18 +86,18 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def assemble(plan: Plan, card: ModelCard, network: nn.Module, *, device: str = "auto") -> LoadedModel:
-    """Make a network that is already in memory ready to segment; it is moved, not copied."""
-    chosen = choose_device(device)
-    try:
-        placed = network.to(chosen).eval()
-    except torch.OutOfMemoryError as error:
-        raise GpuMemoryError(f"No room for the network of {card.version} on {chosen}.") from error
-    return LoadedModel(plan=plan, card=card, network=placed, device=chosen)
-
-
-def predict(model: LoadedModel, image: Volume, *, progress: Progress | None = None) -> Volume:
+def predict(
+    model: LoadedModel,
+    image: Volume,
+    *,
+    progress: Progress | None = None,
+    mirror: bool = True,
+    note: Callable[[str], None] = lambda _: None,
+) -> Volume:
     """Segment an image.
+
+    When memory runs out, leaner ways are tried: fewer tiles at once, smaller tiles (whose result differs a
+    little), the CPU.
 
     Parameters
     ----------
@@ -91,7 +106,12 @@ def predict(model: LoadedModel, image: Volume, *, progress: Progress | None = No
     image
         Modality units, any scale; any orientation and spacing; left unchanged.
     progress
-        Called after each mirrored pass.
+        Called after each pass with the passes done and all passes of the stage.
+    mirror
+        Whether mirrored passes are averaged, as the plan says; without them a segmentation takes up to
+        an eighth of the time.
+    note
+        Told in words when a leaner way had to be taken.
 
     Returns
     -------
@@ -105,65 +125,68 @@ def predict(model: LoadedModel, image: Volume, *, progress: Progress | None = No
     UnsupportedSeriesError
         NaN or infinite intensities.
     GpuMemoryError
-        The accelerator has too little memory.
+        Too little memory for the leanest way.
     """
-    plan = model.plan
-    framed = grid.frame(
-        image, orientation=plan.orientation, spacing_mm=plan.spacing_mm, normalisation=plan.normalisation
+    wishes = _Wishes(mirror=mirror, progress=progress, note=note)
+    labels: NDArray[np.uint8] | None = None
+    for stage in model.plan.stages:
+        framed = framing.frame(image, model.plan, stage, device=model.device)
+        if framed.is_constant:
+            return image.with_array(np.zeros(image.spatial_shape, np.uint8))
+        channels = _channels(framed, labels, classes=model.plan.classes)
+        labels = _segment(model, stage, framed, channels, wishes=wishes)
+    if labels is None:
+        raise RuntimeError("a plan has no stage")
+    return image.with_array(labels)
+
+
+def _channels(framed: Framed, previous: NDArray[np.uint8] | None, *, classes: int) -> Tensor:
+    """Stack what a network sees: the image and, in a cascade, one channel for each class found before."""
+    image = torch.from_numpy(framed.array)[None]  # (C, S, R, K)
+    if previous is None:
+        return image
+    found = torch.from_numpy(framing.frame_labels(previous, framed, by_majority=True))
+    return torch.cat([image, torch.stack([found == index for index in range(1, classes)]).float()])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wishes:
+    """What the caller of :func:`predict` asked for."""
+
+    mirror: bool
+    progress: Progress | None
+    note: Callable[[str], None]
+
+
+def _segment(
+    model: LoadedModel, stage: Stage, framed: Framed, channels: Tensor, *, wishes: _Wishes
+) -> NDArray[np.uint8]:
+    """Run one stage, in the first way that memory allows: labels on the grid of the image."""
+    members = model.networks[model.plan.stages.index(stage)]
+
+    def run(step: Step) -> NDArray[np.uint8]:
+        painter = _painter(model.plan, stage, framed, step.device)
+        mirror_axes = stage.mirror_axes if wishes.mirror else ()
+        at_home = step.device == model.device
+        window.slide(
+            members if at_home else [acceleration.copy_to(one, step.device) for one in members],
+            channels,
+            Window(tile=step.tile, overlap=stage.overlap, mirror_axes=mirror_axes, batch=step.batch),
+            device=step.device,
+            emit=painter.take,
+            progress=wishes.progress,
+        )
+        return painter.labels
+
+    labels = ladder.climb_down(ladder.steps(stage, model.device), run, note=wishes.note)
+    return framing.unframe_labels(labels, framed)
+
+
+def _painter(plan: Plan, stage: Stage, framed: Framed, device: torch.device) -> Painter:
+    slices, rows, columns = framed.array.shape
+    method = resampling.method_for(
+        stage.score_interpolation, spacing_mm=framed.target_mm, target_mm=framed.spacing_mm
     )
-    if framed.is_constant:
-        return image.with_array(np.zeros(image.spatial_shape, np.uint8))
-    try:
-        probabilities = _probabilities(model, framed.array, progress=progress)
-    except torch.OutOfMemoryError as error:
-        raise GpuMemoryError(
-            f"Too little memory on {model.device} for an image of {image.spatial_shape}."
-        ) from error
-    labels = _largest_class(probabilities, shape=framed.shape)
-    return image.with_array(np.ascontiguousarray(framed.change.undo(labels)))
-
-
-def _probabilities(
-    model: LoadedModel, array: NDArray[np.float32], *, progress: Progress | None
-) -> NDArray[np.float32]:
-    """Average the softmax over mirrored passes: (classes, S, R, K)."""
-    images = torch.from_numpy(array)[None, None].to(model.device)  # (B, C, S, R, K)
-    flips = list(_mirrors(model.plan.mirror_axes))
-    total = torch.zeros(())
-    with torch.inference_mode():
-        for done, axes in enumerate(flips, start=1):
-            logits = _window_pass(model, images.flip(axes))
-            total = total + torch.softmax(logits.flip(axes), dim=1)[0].cpu()
-            if progress is not None:
-                progress(done, len(flips))
-    return (total / len(flips)).numpy()
-
-
-def _mirrors(axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    for count in range(len(axes) + 1):
-        for chosen in combinations(axes, count):
-            yield tuple(axis + 2 for axis in chosen)
-
-
-def _window_pass(model: LoadedModel, images: Tensor) -> Tensor:
-    logits = sliding_window_inference(
-        images,
-        roi_size=model.plan.patch_shape,
-        sw_batch_size=2,
-        predictor=model.network,
-        overlap=model.plan.overlap,
-        mode="gaussian",
+    return Painter(
+        (slices, rows, columns), framed.shape, method, region_classes=plan.region_classes, device=device
     )
-    if not isinstance(logits, Tensor):
-        raise TypeError("the network gave more than one output")
-    return logits.float()
-
-
-def _largest_class(probabilities: NDArray[np.float32], *, shape: grid.Shape) -> NDArray[np.uint8]:
-    best = grid.resample(probabilities[0], shape)
-    labels = np.zeros(shape, np.uint8)
-    for index in range(1, len(probabilities)):
-        channel = grid.resample(probabilities[index], shape)
-        labels[channel > best] = index
-        np.maximum(best, channel, out=best)
-    return labels

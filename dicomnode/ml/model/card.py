@@ -14,10 +14,11 @@ import torch
 from dicomnode.domain import ModelVersion
 from dicomnode.ml.evaluation.scores import CaseScore
 from dicomnode.ml.model import network
+from dicomnode.ml.model.description import network_in_words, normalisation_in_words
 from dicomnode.ml.model.package import CARD_FILE, ModelPackage
-from dicomnode.ml.model.plan import Plan
-from dicomnode.ml.training.dataset import CaseSplit
+from dicomnode.ml.model.plan import ImageExtent, Plan
 from dicomnode.ml.training.fit import FitReport
+from dicomnode.ml.training.splits import CaseSplit
 
 UNFINISHED = "# Unfinished model\n\nTraining has ended; the judgement on the hold-out is still running.\n"
 
@@ -33,22 +34,19 @@ measured by that command.
 ## What it takes
 
 - Modality: {modalities}
-- Images of about {median} mm (slice, row, column); seen in training: {minimum} to {maximum} mm.
-  Outside that range, and on other body parts, the result means nothing.
-- Any orientation and voxel spacing; images are resampled to {spacing} mm.
-- Any intensity scale: {normalisation} per image.
+{extent}- Any orientation and voxel spacing; images are resampled to {spacing} mm.
+- Intensities: {normalisation}.
 
 ## Network
 
-3-D U-Net (MONAI DynUNet), filters {filters}, {parameters:,} parameters, instance normalisation;
-mirrored passes over the axes {mirror_axes} are averaged at inference.
+{network}, {parameters:,} parameters; mirrored passes over the axes {mirror_axes} are averaged at inference.
 
 ## Training
 
 - {training} training cases, {epochs} epochs ({steps} steps), {minutes:.0f} minutes, seed {seed}
-{earlier}- Dice + cross-entropy, AdamW, one-cycle learning rate; flips, rotations, scaling, blur, noise,
-  contrast, brightness and gamma at random; the weights are the running mean at the end. No epoch was
-  chosen by looking at a score.
+{earlier}- Dice + cross-entropy; the random changes of nnU-Net (turns, scales, noise, blur, brightness,
+  contrast, low resolution, gamma, mirroring); {method}.
+  No epoch was chosen by looking at a score.
 - Environment: {environment}
 
 ## Split
@@ -56,7 +54,7 @@ mirrored passes over the axes {mirror_axes} are averaged at inference.
 {hold_out} hold-out and {validation} validation cases were never trained on; the validation cases
 served to choose the settings of the training, the hold-out cases were only measured. Cases are
 split by name, at random within each kind of stored intensities, with NumPy's `default_rng({seed})`
-(fractions {fractions}); `dicomnode.ml.training.dataset.split_cases` gives the same split again.
+(fractions {fractions}); `dicomnode.ml.training.splits.split_cases` gives the same split again.
 
 Hold-out names, SHA-256 of the sorted names joined by line feeds:
 `{digest}`
@@ -79,6 +77,7 @@ class CardFacts:
     version: ModelVersion
     about: str
     seed: int
+    method: str  # optimiser, learning rate, and which weights these are
     earlier: str  # line about the run that this one went on from; empty when from scratch
     fractions: tuple[float, float]  # hold-out, validation
     fit: FitReport
@@ -89,21 +88,18 @@ class CardFacts:
 
 def render(plan: Plan, facts: CardFacts) -> str:
     """Write the card as Markdown."""
-    extent, split = plan.image_extent, facts.split
+    stage, split = plan.final, facts.split
     return _TEMPLATE.format(
         name=plan.name,
         version=facts.version,
         about=facts.about.strip() + "\n" if facts.about.strip() else "",
         modalities=", ".join(plan.modalities),
-        median=_by(extent.median_mm),
-        minimum=_by(extent.minimum_mm),
-        maximum=_by(extent.maximum_mm),
-        spacing=_by(plan.spacing_mm),
-        normalisation=f"clipped at the percentiles {plan.normalisation.lower_percentile} and "
-        f"{plan.normalisation.upper_percentile}, then brought to mean 0 and deviation 1,",
-        filters="-".join(map(str, plan.network.filters)),
-        parameters=sum(math.prod(shape) for _, _, shape in network.schema(plan.network).entries),
-        mirror_axes=", ".join(map(str, plan.mirror_axes)),
+        extent=_extent_in_words(plan.image_extent),
+        spacing=_by(stage.spacing_mm),
+        normalisation=normalisation_in_words(stage.normalisation),
+        network=network_in_words(stage.network),
+        parameters=sum(math.prod(shape) for _, _, shape in network.model_schema(plan).entries),
+        mirror_axes=", ".join(map(str, stage.mirror_axes)) or "(none)",
         training=len(split.training),
         validation=len(split.validation),
         hold_out=len(split.hold_out),
@@ -111,6 +107,7 @@ def render(plan: Plan, facts: CardFacts) -> str:
         steps=facts.fit.steps,
         minutes=facts.fit.seconds / 60,
         seed=facts.seed,
+        method=facts.method,
         earlier=facts.earlier,
         environment=environment(),
         fractions=f"{facts.fractions[0]:g} and {facts.fractions[1]:g}",
@@ -162,5 +159,15 @@ def _rows(cases: str, scores: tuple[CaseScore, ...]) -> str:
     return "".join(rows)
 
 
-def _by(values: tuple[float, float, float]) -> str:
-    return " x ".join(f"{value:g}" for value in values)
+def _extent_in_words(extent: ImageExtent | None) -> str:
+    if extent is None:
+        return ""
+    return (
+        f"- Images of about {_by(extent.median_mm)} mm (slice, row, column); seen in training: "
+        f"{_by(extent.minimum_mm)} to {_by(extent.maximum_mm)} mm.\n"
+        "  Outside that range, and on other body parts, the result means nothing.\n"
+    )
+
+
+def _by(values: tuple[float | None, ...]) -> str:
+    return " x ".join("(as it is)" if value is None else f"{value:g}" for value in values)

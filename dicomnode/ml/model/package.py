@@ -33,7 +33,7 @@ _Colour = Annotated[int, Field(ge=0, le=255)]
 
 LABELS_HEADER = """\
 # The labels of this model. One [[segments]] table for each class of the network except background:
-#   class_index     channel of the network, 1, 2, ... without gaps (0 is background)
+#   class_index     value in the label maps of the model, 1, 2, ... without gaps (0 is background)
 #   segment_number  number of the segment in DICOM SEG, 1, 2, ... without gaps
 #   label           SegmentLabel: ASCII, at most 64 characters, unique; corrections are recognised by it,
 #                   so it never changes once the model is in use
@@ -65,10 +65,10 @@ def read(folder: Path) -> ModelPackage:
     """
     file = parse_plan(_read_file(folder / PLAN_FILE))
     segments = parse_labels(_read_file(folder / LABELS_FILE))
-    if len(segments) != file.plan.network.classes - 1:
+    if len(segments) != file.plan.classes - 1:
         raise ModelFormatError(
-            f"{LABELS_FILE} names {len(segments)} segments; the network of {PLAN_FILE} has "
-            f"{file.plan.network.classes} classes with background."
+            f"{LABELS_FILE} names {len(segments)} segments; the model of {PLAN_FILE} has "
+            f"{file.plan.classes} classes with background."
         )
     _read_file(folder / CARD_FILE)
     digest = Sha256(file.weights_sha256)
@@ -83,8 +83,20 @@ def read(folder: Path) -> ModelPackage:
     return ModelPackage(folder=folder, plan=file.plan, card=card, weights_path=weights_path)
 
 
+def read_weights(package: ModelPackage) -> weights.Tensors:
+    """Read the weights of a checked package; they lie in its file, see :func:`dicomnode.weights.read`."""
+    schema = network.model_schema(package.plan)
+    return weights.read(package.weights_path, schema=schema, maximum_bytes=weights.MAXIMUM_LOCAL_BYTES)
+
+
 def write(
-    folder: Path, plan: Plan, segments: Sequence[Segment], tensors: weights.Tensors, card_text: str
+    folder: Path,
+    plan: Plan,
+    segments: Sequence[Segment],
+    tensors: weights.Tensors,
+    card_text: str,
+    *,
+    labels_text: str | None = None,
 ) -> ModelPackage:
     """Write a model package into a folder, made if needed, and read it back with every check.
 
@@ -100,6 +112,8 @@ def write(
         Weights in single precision.
     card_text
         ``card.md``: what the model was trained on and how well it does.
+    labels_text
+        ``labels.toml`` for these segments where it says more than :func:`render_labels` does.
 
     Raises
     ------
@@ -110,7 +124,7 @@ def write(
     digest = weights.write(folder / WEIGHTS_FILE, tensors)
     plan_text = render_plan(PlanFile(weights_sha256=digest, plan=plan))
     (folder / PLAN_FILE).write_text(plan_text, encoding="utf-8")
-    (folder / LABELS_FILE).write_text(render_labels(segments), encoding="utf-8")
+    (folder / LABELS_FILE).write_text(labels_text or render_labels(segments), encoding="utf-8")
     (folder / CARD_FILE).write_text(card_text, encoding="utf-8")
     return read(folder)
 
@@ -233,10 +247,9 @@ def _render_code(code: Code) -> str:
 
 
 def _check_weights(path: Path, *, digest: Sha256, plan: Plan) -> None:
+    infos = weights.read_header(path, maximum_bytes=weights.MAXIMUM_LOCAL_BYTES)
     try:
         found = weights.sha256_of(path)
-        with path.open("rb") as stream:
-            infos = weights.parse_header(stream, size=path.stat().st_size)
     except OSError as error:
         raise ModelFormatError(f"{WEIGHTS_FILE} of the model cannot be read: {error.strerror}.") from error
     if found != digest:
@@ -244,7 +257,7 @@ def _check_weights(path: Path, *, digest: Sha256, plan: Plan) -> None:
             f"{WEIGHTS_FILE} has the SHA-256 {found[:12]}...; {PLAN_FILE} expects {digest[:12]}.... "
             "The files of the package do not belong together, or one is damaged."
         )
-    weights.check_schema(weights.schema_from_header(infos), network.schema(plan.network))
+    weights.check_schema(weights.schema_from_header(infos), network.model_schema(plan))
 
 
 def _read_file(path: Path) -> bytes:

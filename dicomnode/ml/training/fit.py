@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop for corrections, and what trainings of both kinds share."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from dicomnode.errors import InputError
 
@@ -40,10 +38,6 @@ class Learner:
     loss: Callable[[Tensor, Batch], Tensor]
     optimizer: Optimizer
     epochs: int
-    schedule: LRScheduler | None = None  # advanced after every step
-    clip_norm: float | None = None
-    average: AveragedModel | None = None  # running mean of the weights, updated after every step
-    bfloat16: bool = False  # convolutions in bfloat16; weights and loss stay in single precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +75,7 @@ def fit(
     batches
         Gives the batches of an epoch, counted from 0, on the device of the network.
     learner
-        Loss, optimiser and schedule.
+        Loss and optimiser.
     should_stop
         Asked before every batch.
     progress
@@ -113,22 +107,14 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def _step(network: nn.Module, batch: Batch, learner: Learner) -> float:
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=learner.bfloat16):
-        logits = network(batch.images)
-    loss = learner.loss(logits.float(), batch)
+    loss = learner.loss(network(batch.images), batch)
     if not torch.isfinite(loss):
         raise TrainingDivergedError(
             f"The loss became {float(loss.detach())}; the weights of this training are unusable."
         )
     learner.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    if learner.clip_norm is not None:
-        nn.utils.clip_grad_norm_(network.parameters(), learner.clip_norm)
     learner.optimizer.step()
-    if learner.schedule is not None:
-        learner.schedule.step()
-    if learner.average is not None:
-        learner.average.update_parameters(network)
     return float(loss.detach())
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dicomnode import weights
-from dicomnode.errors import CorrectionError, GpuMemoryError
+from dicomnode.errors import CorrectionError, GpuMemoryError, ModelFormatError
 from dicomnode.ml.inference.engine import choose_device
 from dicomnode.ml.model import network as networks
+from dicomnode.ml.model.architecture import Triple
 from dicomnode.ml.model.package import ModelPackage
-from dicomnode.ml.model.plan import Triple
 from dicomnode.ml.training.fit import Batch, FitReport, Learner, Progress, ShouldStop, epoch_generator, fit
 from dicomnode.ml.training.losses import marginal_cross_entropy, marginal_dice_cross_entropy
 from dicomnode.ml.training.reviewed import ReviewedVolume, TrainingCase, bring, cut, dafne_weights
@@ -101,24 +101,28 @@ def train_increment(
     ------
     CorrectionError
         No case has a reviewed slice, or a case does not fit the model.
+    ModelFormatError
+        The model has several networks, or outputs that do not exclude each other.
     TrainingDivergedError
         The loss is not finite.
     GpuMemoryError
         The accelerator has too little memory.
     """
-    samples = _samples([bring(case, package.plan) for case in cases], package, recipe)
+    check_trainable(package)
+    plan = package.plan
+    samples = _samples([bring(case, plan) for case in cases], package, recipe)
     if not samples:
         raise CorrectionError(f"None of the {len(cases)} cases has a reviewed slice to train on.")
     chosen = choose_device(device)
     base = weights.read(package.weights_path)
-    network = networks.build(package.plan.network)
+    network = networks.build(plan.final.network)
     networks.load(network, base)
     learner = Learner(
         loss=partial(_partial_loss, recipe),
         optimizer=recipe.optimizer(network.parameters()),
         epochs=recipe.epochs,
     )
-    batches = partial(_batches, samples, package.plan.patch_shape, recipe, seed, chosen)
+    batches = partial(_batches, samples, plan.final.patch_shape, recipe, seed, chosen)
     try:
         report = fit(network.to(chosen), batches, learner, should_stop=should_stop, progress=progress)
     except torch.OutOfMemoryError as error:
@@ -132,9 +136,30 @@ def train_increment(
     )
 
 
+def check_trainable(package: ModelPackage) -> None:
+    """Refuse a model that corrections cannot tune.
+
+    Raises
+    ------
+    ModelFormatError
+        It has several networks, or outputs that do not exclude each other.
+    """
+    plan, version = package.plan, package.card.version
+    if plan.networks > 1:
+        raise ModelFormatError(
+            f"{version} consists of {plan.networks} networks (folds, or the stages of a cascade); only a "
+            "model of one network learns from corrections. Import one fold of one stage to have it learn."
+        )
+    if plan.region_classes:
+        raise ModelFormatError(
+            f"{version} finds regions that lie in each other; only a model whose labels exclude each other "
+            "learns from corrections."
+        )
+
+
 def _samples(volumes: Sequence[ReviewedVolume], package: ModelPackage, recipe: Recipe) -> list[_Sample]:
     if recipe.balanced:
-        voxel_weights = dafne_weights(volumes, classes=package.plan.network.classes)
+        voxel_weights = dafne_weights(volumes, classes=package.plan.classes)
     else:
         voxel_weights = [volume.trust for volume in volumes]
     return [

@@ -1,4 +1,4 @@
-"""Losses of the recipes, and the voxel weights of Dafne's.
+"""Losses of the recipes for corrections, and the voxel weights of Dafne's.
 
 Shapes: logits (B, classes, S, R, K); labels and weights (B, S, R, K); known (B, classes, S, R, K).
 ``known`` tells for which classes a voxel's truth is certain. A voxel whose label is 0 may belong to
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.losses.dice import DiceCELoss
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -19,14 +18,6 @@ BORDER_BAND = 49.0
 """Variance, in voxels squared, of the border weight (Dafne: 49 for all models but one)."""
 BORDER_GAIN = 10.0
 _HISTOGRAM_BINS = 256
-
-_DICE_CE = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-
-
-def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Soft Dice over the foreground classes of the whole batch, plus cross-entropy; all voxels count."""
-    loss: Tensor = _DICE_CE(logits.float(), labels[:, None].long())
-    return loss
 
 
 def marginal_cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor, known: Tensor) -> Tensor:

@@ -1,62 +1,40 @@
-"""Train a model from a folder of labelled NIfTI images and write it as a package."""
+"""Train a model from labelled images, judge it on cases that it never saw, and write it as a package."""
 
+import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from pydantic import TypeAdapter
 
 from dicomnode import weights
-from dicomnode.errors import InputError
+from dicomnode.domain import Segment
+from dicomnode.errors import GpuMemoryError, InputError
 from dicomnode.ml.evaluation.scores import CaseScore, score_case
-from dicomnode.ml.frame import grid
 from dicomnode.ml.inference import engine
-from dicomnode.ml.model import card, network, package
+from dicomnode.ml.model import card, package
 from dicomnode.ml.model.card import CardFacts
 from dicomnode.ml.model.package import ModelPackage
-from dicomnode.ml.model.plan import Plan
-from dicomnode.ml.planning.planner import make_plan
-from dicomnode.ml.training import sampling
-from dicomnode.ml.training.dataset import CaseSplit, LabelledCase, read_cases, split_cases
-from dicomnode.ml.training.fit import Batch, FitReport, Learner, Progress, epoch_generator, fit
-from dicomnode.ml.training.losses import dice_cross_entropy
-from dicomnode.ml.training.sampling import Augmentation
-from dicomnode.weights import Tensors
+from dicomnode.ml.model.plan import Plan, architecture_sha256
+from dicomnode.ml.training import augmentation, checkpoints, ground, loader
+from dicomnode.ml.training.course import HISTORY_FILE, Course, Desk, Material
+from dicomnode.ml.training.dataset import IGNORED
+from dicomnode.ml.training.fit import FitReport
+from dicomnode.ml.training.ground import Ground, Question
+from dicomnode.ml.training.loader import Share
+from dicomnode.ml.training.order import Machine, Observer, Order, PretrainRecipe
+from dicomnode.ml.training.pace import OPTIMISERS, Pace
+from dicomnode.ml.training.prepared import PreparedCase, prepare, prepared_digest
+from dicomnode.ml.training.run import Method, Run
+from dicomnode.ml.training.sampling import Sampler
+from dicomnode.ml.training.splits import CaseSplit
 
-_Sample = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainRecipe:
-    """How a model is trained; the defaults train from scratch, :data:`REFINEMENT` goes on from there."""
-
-    epochs: int = 120
-    seed: int = 0
-    batch_size: int = 4
-    learning_rate: float = 3e-3  # peak of the one-cycle schedule
-    weight_decay: float = 1e-4
-    clip_norm: float = 12.0
-    average_decay: float = 0.998  # of the running mean of the weights, per step
-    filters: tuple[int, ...] = (16, 32, 64, 128)
-    hold_out_fraction: float = 0.2
-    validation_fraction: float = 0.06
-    bfloat16: bool = False  # faster on processors that have it
-    modalities: tuple[str, ...] = ("MR",)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    start_from: Path | None = None  # package of an earlier run on the same split, to go on from
-    about: str = ""  # Markdown for the card: what the data are, their licence, the limits
-
-
-REFINEMENT = PretrainRecipe(
-    epochs=42,
-    learning_rate=1e-3,
-    augmentation=Augmentation(warp_probability=0.3, rotation_rad=0.17, scale=0.1, intensity_probability=0.1),
-)
-"""Second run, with ``start_from``: milder changes and smaller steps bring the weights closer to the data."""
+WORK_FOLDER = "training"
+"""In the folder of the model as long as the training goes on: decisions, prepared cases, checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,94 +48,97 @@ class PretrainReport:
     hold_out: tuple[CaseScore, ...]
 
 
-def pretrain(
-    dataset: Path,
-    out: Path,
-    *,
-    name: str,
-    labels_file: Path,
-    recipe: PretrainRecipe,
-    progress: Progress,
-) -> PretrainReport:
+def pretrain(order: Order, out: Path, *, machine: Machine, observer: Observer) -> PretrainReport | None:
     """Train, judge on cases never trained on, and write the model package.
 
-    The weights are the running mean at the end of the schedule: no epoch is chosen by looking at
-    any score. Seeds torch's global generator, which draws the first weights.
+    A call that was cut off, by whatever, goes on where its last checkpoint left off when it is made again. No
+    epoch is chosen by looking at any score: the weights are the last ones, or their running mean.
 
     Parameters
     ----------
-    dataset
-        Folder with ``images`` and ``labels`` (or ``imagesTr`` and ``labelsTr``).
     out
-        Folder of the package; written only when the training has ended.
-    name
-        Family of the model: lower-case letters, digits, ``_`` and ``-``.
-    labels_file
-        Label table as in a package; decides the classes.
-    recipe
-        Sizes, schedule, split and seed.
-    progress
-        As in :func:`dicomnode.ml.training.fit.fit`.
+        Folder of the package; until it is written, the training is kept in a folder inside.
+
+    Returns
+    -------
+        None where it was asked to stop, or where another process of the group writes the package.
 
     Raises
     ------
     InputError
-        The data set, the labels or the name cannot be used; found before the training begins.
+        The cases, the labels or the name cannot be used; found before the training begins. Or the folder
+        holds an unfinished training of another kind.
+    ConfigError
+        An extra is missing, or the batch cannot be shared by so many processes.
+    GpuMemoryError
+        The accelerator has too little memory for the plan.
     """
-    segments = package.read_labels(labels_file)
-    cases = read_cases(dataset, classes=len(segments) + 1)
-    split = _split(cases, recipe)
-    named = {case.name: case for case in cases}
-    training = [named[case] for case in split.training]
-    plan = make_plan(
-        [case.image for case in training],
-        name=name,
-        modalities=recipe.modalities,
-        classes=len(segments) + 1,
-        filters=recipe.filters,
-        mirror_axes=recipe.augmentation.flip_axes,
+    processes, work = machine.processes, out / WORK_FOLDER
+    if processes.is_first:
+        ground.decide(
+            _question(order), work, threads=machine.threads, progress=partial(observer.tell, "reading")
+        )
+    processes.wait()
+    decided = ground.read(work)
+    if decided is None:
+        raise InputError(f"{work} cannot be read by all processes; it must be a folder that they share.")
+    start = _start(order, decided)
+    tensors, fit = _train(order, decided, out, start=start, machine=machine, observer=observer)
+    if fit.stopped or not processes.is_first:
+        return None
+    plan = decided.blueprint.plan
+    unfinished = package.write(out, plan, order.segments, tensors, card.UNFINISHED)
+    scores = {score.case_id: score for score in _judge(unfinished, order, decided, machine, observer)}
+    validation, hold_out = (
+        tuple(scores[name] for name in names) for names in (decided.validation, decided.hold_out)
     )
-    start = _start(recipe, plan, split)
-    tensors, report = _train(plan, training, recipe, start=start, progress=progress)
-    unfinished = package.write(out, plan, segments, tensors, card.UNFINISHED)
-    model = engine.load(unfinished, device="cpu")
-    validation = tuple(_score(model, named[case]) for case in split.validation)
-    hold_out = tuple(_score(model, named[case]) for case in split.hold_out)
     facts = CardFacts(
         version=unfinished.card.version,
-        about=recipe.about,
-        seed=recipe.seed,
+        about=order.about,
+        seed=order.recipe.seed,
+        method=_method_in_words(order.recipe),
         earlier=card.earlier_training(start) if start else "",
-        fractions=(recipe.hold_out_fraction, recipe.validation_fraction),
-        fit=report,
-        split=split,
+        fractions=(order.recipe.hold_out_fraction, order.recipe.validation_fraction),
+        fit=fit,
+        split=decided.split,
         validation=validation,
         hold_out=hold_out,
     )
-    final = package.write(out, plan, segments, tensors, card.render(plan, facts))
-    return PretrainReport(package=final, fit=report, split=split, validation=validation, hold_out=hold_out)
-
-
-def _split(cases: Sequence[LabelledCase], recipe: PretrainRecipe) -> CaseSplit:
-    split = split_cases(
-        cases,
-        hold_out_fraction=recipe.hold_out_fraction,
-        validation_fraction=recipe.validation_fraction,
-        generator=np.random.default_rng(recipe.seed),
+    final = package.write(out, plan, order.segments, tensors, card.render(plan, facts))
+    shutil.rmtree(work, ignore_errors=True)
+    return PretrainReport(
+        package=final, fit=fit, split=decided.split, validation=validation, hold_out=hold_out
     )
-    if not split.training or not split.hold_out:
-        raise InputError(f"{len(cases)} labelled cases are too few to train on some and judge on others.")
-    return split
 
 
-def _start(recipe: PretrainRecipe, plan: Plan, split: CaseSplit) -> ModelPackage | None:
+def begin_anew(out: Path) -> None:
+    """Throw an unfinished training away; the prepared cases stay."""
+    checkpoints.remove(out / WORK_FOLDER)
+    (out / WORK_FOLDER / ground.GROUND_FILE).unlink(missing_ok=True)
+
+
+def _question(order: Order) -> Question:
+    recipe = order.recipe
+    return Question(
+        sources=order.sources,
+        planner=order.planner,
+        planner_words=order.planner_words,
+        fractions=(recipe.hold_out_fraction, recipe.validation_fraction),
+        seed=recipe.seed,
+    )
+
+
+def _start(order: Order, decided: Ground) -> ModelPackage | None:
     """Read the package to go on from, and make sure that it never saw a hold-out case."""
-    if recipe.start_from is None:
+    if order.start_from is None:
         return None
-    start = package.read(recipe.start_from)
-    if replace(start.plan, mirror_axes=plan.mirror_axes) != plan:
-        raise InputError(f"{start.card.version} has another plan than this data set gives.")
-    if card.names_sha256(split.hold_out) not in card.read(start):
+    start = package.read(order.start_from)
+    if architecture_sha256(start.plan) != architecture_sha256(decided.blueprint.plan):
+        raise InputError(
+            f"{start.card.version} has another network or frame than the plan of this training; "
+            "give its own plan with --plan."
+        )
+    if card.names_sha256(decided.hold_out) not in card.read(start):
         raise InputError(
             f"The card of {start.card.version} names another hold-out: it may have been trained on cases "
             "that this run would judge it by. Use the same data set, fractions and seed."
@@ -166,64 +147,166 @@ def _start(recipe: PretrainRecipe, plan: Plan, split: CaseSplit) -> ModelPackage
 
 
 def _train(
-    plan: Plan,
-    cases: Sequence[LabelledCase],
-    recipe: PretrainRecipe,
+    order: Order,
+    decided: Ground,
+    out: Path,
     *,
     start: ModelPackage | None,
-    progress: Progress,
-) -> tuple[Tensors, FitReport]:
-    torch.manual_seed(recipe.seed)
-    net = network.build(plan.network)
-    if start is not None:
-        network.load(net, weights.read(start.weights_path))
-    samples = [_sample(plan, case) for case in cases]
-    steps = recipe.epochs * -(-len(samples) // recipe.batch_size)
-    optimizer = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    blend = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
-    average = AveragedModel(net, multi_avg_fn=blend)
-    learner = Learner(
-        loss=lambda logits, batch: dice_cross_entropy(logits, batch.labels),
-        optimizer=optimizer,
-        epochs=recipe.epochs,
-        schedule=torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps),
-        clip_norm=recipe.clip_norm,
-        average=average,
+    machine: Machine,
+    observer: Observer,
+) -> tuple[weights.Tensors, FitReport]:
+    processes, stage = machine.processes, decided.blueprint.plan.final
+    loader.check_share(_batch_size(order, decided), processes.count)
+    training = _prepared(order, decided, decided.training, out, machine, observer)
+    validation = _prepared(order, decided, decided.validation, out, machine, observer)
+    material = _material(order, decided, training, validation, machine)
+    try:
+        run = Run(stage.network, _method(order, decided), processes, seed=order.recipe.seed)
+        if start is not None:
+            run.begin_from(weights.read(start.weights_path))
+        desk = Desk(
+            folder=out / WORK_FOLDER,
+            history_path=out / HISTORY_FILE,
+            digest=_digest(order, decided, start),
+            checkpoint_s=machine.checkpoint_s,
+            should_stop=observer.should_stop,
+            watch=observer.watch,
+        )
+        course = Course(run, material, _pace(order.recipe), desk, processes)
+        course.go_on()
+        report = course.train()
+        return run.result(), report
+    except torch.OutOfMemoryError as error:
+        raise GpuMemoryError(
+            f"Too little memory on {processes.device} to train with patches of {stage.patch_shape} and "
+            f"{_batch_size(order, decided)} of them in a batch; plan for less (--memory-gb) or choose a "
+            "smaller --batch-size."
+        ) from error
+
+
+def _prepared(
+    order: Order,
+    decided: Ground,
+    names: Sequence[str],
+    out: Path,
+    machine: Machine,
+    observer: Observer,
+) -> tuple[PreparedCase, ...]:
+    """Prepare cases in the first process; the others find them done."""
+    plan = decided.blueprint.plan
+    wanted = set(names)
+    folder = (machine.cache or out / WORK_FOLDER / "cases") / prepared_digest(plan, plan.final)[:16]
+    do = partial(
+        prepare,
+        [source for source in order.sources if source.name in wanted],
+        plan,
+        plan.final,
+        folder,
+        threads=machine.threads,
+        progress=partial(observer.tell, "preparing"),
+    )
+    if machine.processes.is_first:
+        do()
+    machine.processes.wait()
+    return do()
+
+
+def _material(
+    order: Order,
+    decided: Ground,
+    training: tuple[PreparedCase, ...],
+    validation: tuple[PreparedCase, ...],
+    machine: Machine,
+) -> Material:
+    stage, recipe = decided.blueprint.plan.final, order.recipe
+    geometry = augmentation.geometry_of(stage)
+    share = Share(rank=machine.processes.rank, count=machine.processes.count)
+    learned, judged = (
+        Sampler(
+            cases=cases,
+            patch_shape=stage.patch_shape,
+            cut_shape=augmentation.cut_shape(geometry) if stream == 0 else stage.patch_shape,
+            batch_size=_batch_size(order, decided),
+            foreground_share=recipe.foreground_share,
+            seed=recipe.seed,
+            stream=stream,
+        )
+        for stream, cases in enumerate((training, validation))
+    )
+    transform = augmentation.nnunet_transform(geometry)
+    return Material(
+        training=lambda step: loader.training_batches(
+            learned, transform, share=share, first_step=step, workers=machine.workers
+        ),
+        validation=partial(loader.validation_batches, judged, share=share, steps=recipe.validation_steps)
+        if validation and recipe.validation_steps
+        else None,
+        labels=_output_labels(decided.blueprint.plan, order.segments),
+    )
+
+
+def _batch_size(order: Order, decided: Ground) -> int:
+    return order.recipe.batch_size or decided.blueprint.batch_size
+
+
+def _output_labels(plan: Plan, segments: Sequence[Segment]) -> tuple[str, ...]:
+    named = {segment.class_index: segment.label for segment in segments}
+    return tuple(named[index] for index in plan.region_classes or range(1, plan.classes))
+
+
+def _method(order: Order, decided: Ground) -> Method:
+    recipe, optimiser = order.recipe, OPTIMISERS[order.recipe.optimiser]
+    return Method(
+        optimiser=optimiser,
+        learning_rate=recipe.learning_rate or optimiser.learning_rate,
+        regions=order.regions,
+        batch_dice=decided.blueprint.batch_dice,
+        average_decay=recipe.average_decay,
         bfloat16=recipe.bfloat16,
     )
-    batches = partial(_batches, samples, plan, recipe)
-    report = fit(net, batches, learner, should_stop=lambda: False, progress=progress)
-    return network.tensors_of(average.module), report
 
 
-def _sample(plan: Plan, case: LabelledCase) -> _Sample:
-    """Bring a case into the frame of the plan: image (S, R, K) float32, labels (S, R, K) int64."""
-    framed = grid.frame(
-        case.image,
-        orientation=plan.orientation,
-        spacing_mm=plan.spacing_mm,
-        normalisation=plan.normalisation,
+def _pace(recipe: PretrainRecipe) -> Pace:
+    budget_s = None if recipe.minutes is None else 60 * recipe.minutes
+    return Pace(epochs=recipe.epochs, epoch_steps=recipe.epoch_steps, budget_s=budget_s)
+
+
+def _digest(order: Order, decided: Ground, start: ModelPackage | None) -> str:
+    """Identify everything that decides the outcome of a training."""
+    parts = (
+        decided.model_dump_json(),
+        TypeAdapter(PretrainRecipe).dump_json(order.recipe).decode(),
+        repr([list(region) for region in order.regions]),
+        start.card.version if start else "",
     )
-    labels = grid.frame_labels(case.labels, framed)
-    return torch.from_numpy(framed.array), torch.from_numpy(labels.astype(np.int64))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _batches(samples: Sequence[_Sample], plan: Plan, recipe: PretrainRecipe, epoch: int) -> Iterator[Batch]:
-    generator = epoch_generator(recipe.seed, epoch)
-    order = torch.randperm(len(samples), generator=generator)
-    for chosen in torch.split(order, recipe.batch_size):
-        crops = [
-            sampling.crop(*samples[index], patch_shape=plan.patch_shape, generator=generator)
-            for index in chosen
-        ]
-        images = torch.stack([image for image, _ in crops])[:, None]  # (B, C, S, R, K)
-        labels = torch.stack([label for _, label in crops])  # (B, S, R, K)
-        images, labels = sampling.augment(images, labels, recipe.augmentation, generator=generator)
-        yield Batch(images=images, labels=labels)
+def _judge(
+    model: ModelPackage, order: Order, decided: Ground, machine: Machine, observer: Observer
+) -> Iterator[CaseScore]:
+    """Segment the cases that were not trained on, and compare; voxels of unknown truth do not count."""
+    loaded = engine.load(model, device=str(machine.processes.device))
+    wanted = {*decided.validation, *decided.hold_out}
+    for done, source in enumerate((one for one in order.sources if one.name in wanted), start=1):
+        case = source.read()
+        found = engine.predict(loaded, case.image).array
+        yield score_case(
+            case.name,
+            np.where(case.labels == IGNORED, 0, found).astype(np.uint8),
+            np.where(case.labels == IGNORED, 0, case.labels).astype(np.uint8),
+            segments=order.segments,
+            spacing_mm=case.image.spacing,
+        )
+        observer.tell("judging", done, len(wanted))
 
 
-def _score(model: engine.LoadedModel, case: LabelledCase) -> CaseScore:
-    labels = engine.predict(model, case.image).array
-    return score_case(
-        case.name, labels, case.labels, segments=model.card.segments, spacing_mm=case.image.spacing
+def _method_in_words(recipe: PretrainRecipe) -> str:
+    optimiser = OPTIMISERS[recipe.optimiser]
+    rate = recipe.learning_rate or optimiser.learning_rate
+    mean = (
+        f"the running mean of the weights ({recipe.average_decay:g} per step)"
+        if recipe.average_decay is not None
+        else "the last ones"
     )
+    return f"{optimiser.words} from {rate:g}; the weights are {mean}"

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from dicomnode.errors import CorrectionError, GeometryError
-from dicomnode.ml.frame import grid
-from dicomnode.ml.model.plan import Plan, Triple
+from dicomnode.ml.frame import framing
+from dicomnode.ml.frame.framing import Framed
+from dicomnode.ml.model.architecture import Triple
+from dicomnode.ml.model.plan import Plan
 from dicomnode.ml.training import losses
 
 
@@ -56,16 +58,11 @@ def bring(case: TrainingCase, plan: Plan) -> ReviewedVolume:
     CorrectionError
         Arrays of different shapes, an unknown class, or weights that are not finite and >= 0.
     GeometryError, UnsupportedSeriesError
-        The image cannot be used; see :func:`dicomnode.ml.frame.grid.frame`.
+        The image cannot be used; see :func:`dicomnode.ml.frame.framing.frame`.
     """
-    _check(case, classes=plan.network.classes)
-    framed = grid.frame(
-        _volume(case),
-        orientation=plan.orientation,
-        spacing_mm=plan.spacing_mm,
-        normalisation=plan.normalisation,
-    )
-    labels = grid.frame_labels(case.labels, framed)
+    _check(case, classes=plan.classes)
+    framed = framing.frame(_volume(case), plan, plan.final)
+    labels = framing.frame_labels(case.labels, framed)
     slices = _framed_slice_index(case.labels.shape, framed)
     slice_trust = case.slice_weights[:, slices]  # (classes - 1, S, R, K)
     known = np.concatenate([np.ones((1, *labels.shape), bool), slice_trust > 0])
@@ -139,10 +136,10 @@ def _volume(case: TrainingCase) -> Volume:
         raise GeometryError(f"The affine of a training case cannot be used: {error}") from error
 
 
-def _framed_slice_index(shape: tuple[int, ...], framed: grid.Framed) -> NDArray[np.intp]:
+def _framed_slice_index(shape: tuple[int, ...], framed: Framed) -> NDArray[np.intp]:
     """Say for each voxel of the framed image in which slice of the case it lies."""
     slices = np.broadcast_to(np.arange(shape[0])[:, None, None], shape)
-    oriented = framed.change.apply(slices)
+    oriented = framed.change.apply(slices)[framed.box]
     picks = [
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.intp), old - 1)
         for new, old in zip(framed.array.shape, oriented.shape, strict=True)
@@ -159,7 +156,7 @@ def _trust(labels: NDArray[np.uint8], slice_trust: NDArray[np.float32]) -> NDArr
     return trust.astype(np.float32)
 
 
-def _centres(case: TrainingCase, framed: grid.Framed) -> tuple[tuple[float, float, float], ...]:
+def _centres(case: TrainingCase, framed: Framed) -> tuple[tuple[float, float, float], ...]:
     reviewed = np.flatnonzero(case.slice_weights.max(axis=0) > 0)
     known = np.concatenate([np.zeros((1, case.slice_weights.shape[1]), bool), case.slice_weights > 0])
     slices = np.arange(len(case.labels))[:, None, None]

@@ -163,29 +163,27 @@ def test_what_is_no_model_package_is_refused(tools: Tools, tmp_path: Path) -> No
 
 def test_the_architecture_is_named_as_the_model_package_names_it(tools: Tools, tmp_path: Path) -> None:
     value = {
-        "format_version": 1,
+        "format_version": 2,
         "name": "hippocampus",
         "modalities": ["MR"],
         "orientation": "HPL",
-        "spacing_mm": [1.0, 1.0, 1.5],
-        "patch_shape": [32, 32, 32],
-        "normalisation": {
-            "method": "percentile_z_score",
-            "lower_percentile": 0.5,
-            "upper_percentile": 99.5,
-        },
-        "network": {
-            "kind": "dynunet",
-            "classes": 3,
-            "filters": [8, 16, 32],
-            "kernels": [[3, 3, 3]] * 3,
-            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-            "norm": "instance",
-            "residual": False,
-        },
-        "mirror_axes": [],
-        "overlap": 0.5,
-        "image_extent": {"minimum_mm": [1.0] * 3, "median_mm": [2.0] * 3, "maximum_mm": [3.0] * 3},
+        "stages": [
+            {
+                "spacing_mm": [1.0, 1.0, 1.5],
+                "patch_shape": [32, 32, 32],
+                "normalisation": {"method": "percentile_z_score"},
+                "image_interpolation": {"order": 1},
+                "score_interpolation": {"order": 1},
+                "network": {
+                    "kind": "dynunet",
+                    "classes": 3,
+                    "filters": [8, 16, 32],
+                    "kernels": [[3, 3, 3]] * 3,
+                    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+                },
+                "mirror_axes": [],
+            }
+        ],
     }
     folder = write_package(tmp_path / "toy")
     digest = weights.sha256_of(folder / "weights.safetensors")

@@ -11,8 +11,9 @@ from highdicom import Volume
 
 from dicomnode.domain import Code, Segment
 from dicomnode.ml.model import network, package
+from dicomnode.ml.model.architecture import DynUNetPlan
 from dicomnode.ml.model.package import ModelPackage
-from dicomnode.ml.model.plan import ImageExtent, NetworkPlan, Normalisation, Plan
+from dicomnode.ml.model.plan import ImageExtent, Interpolation, PercentileZScore, Plan, Stage
 
 BLOCK = (3, 3, 3)
 
@@ -23,17 +24,24 @@ def plan() -> Plan:
         name="tiny",
         modalities=("MR",),
         orientation="HPL",
-        spacing_mm=(1.0, 1.0, 1.0),
-        patch_shape=(8, 8, 8),
-        normalisation=Normalisation(),
-        network=NetworkPlan(
-            classes=3,
-            filters=(4, 8, 8),
-            kernels=(BLOCK, BLOCK, BLOCK),
-            strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        stages=(
+            Stage(
+                spacing_mm=(1.0, 1.0, 1.0),
+                spacing_tolerance=0.01,
+                patch_shape=(8, 8, 8),
+                normalisation=PercentileZScore(),
+                image_interpolation=Interpolation(antialias=True),
+                score_interpolation=Interpolation(),
+                network=DynUNetPlan(
+                    classes=3,
+                    filters=(4, 8, 8),
+                    kernels=(BLOCK, BLOCK, BLOCK),
+                    strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+                ),
+                mirror_axes=(),
+                overlap=0.5,
+            ),
         ),
-        mirror_axes=(),
-        overlap=0.5,
         image_extent=ImageExtent(minimum_mm=(8, 8, 8), median_mm=(10, 10, 10), maximum_mm=(12, 12, 12)),
     )
 
@@ -57,7 +65,7 @@ def segments() -> tuple[Segment, ...]:
 @pytest.fixture
 def tiny(plan: Plan, segments: tuple[Segment, ...], tmp_path: Path) -> ModelPackage:
     torch.manual_seed(1)
-    tensors = network.tensors_of(network.build(plan.network))
+    tensors = network.tensors_of(network.build(plan.final.network))
     return package.write(tmp_path / "tiny", plan, segments, tensors, "# tiny\n")
 
 

@@ -1,6 +1,7 @@
 """Images reach the network in its own frame, whatever their axes, spacing and scale."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -11,19 +12,39 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from dicomnode.errors import GeometryError, UnsupportedSeriesError
-from dicomnode.ml.frame import grid
-from dicomnode.ml.model.plan import Normalisation
+from dicomnode.ml.frame import framing, grid, resampling
+from dicomnode.ml.frame.framing import Framed
+from dicomnode.ml.model.architecture import DynUNetPlan
+from dicomnode.ml.model.plan import Interpolation, PercentileZScore, Plan, Stage
 
-NORMAL = Normalisation()
+BLOCK = (3, 3, 3)
 ONE = (1.0, 1.0, 1.0)
 AXES = ("LR", "AP", "FH")
 ORIENTATIONS = ["".join(letters) for axes in permutations(AXES) for letters in product(*axes)]
 
 
-def framed(
-    image: Volume, orientation: str = "HPL", spacing_mm: tuple[float, float, float] = ONE
-) -> grid.Framed:
-    return grid.frame(image, orientation=orientation, spacing_mm=spacing_mm, normalisation=NORMAL)
+def plan(orientation: str = "HPL", **changes: object) -> Plan:
+    stage = Stage(
+        spacing_mm=ONE,
+        spacing_tolerance=0.01,
+        patch_shape=(8, 8, 8),
+        normalisation=PercentileZScore(),
+        image_interpolation=Interpolation(order=1, antialias=True),
+        score_interpolation=Interpolation(order=1),
+        network=DynUNetPlan(
+            classes=3, filters=(4, 4, 4), kernels=(BLOCK,) * 3, strides=((1, 1, 1), (2, 2, 2), (2, 2, 2))
+        ),
+        mirror_axes=(),
+    )
+    return replace(
+        Plan(name="tiny", modalities=("MR",), orientation=orientation, stages=(stage,)),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def framed(image: Volume, orientation: str = "HPL", **changes: object) -> Framed:
+    made = plan(orientation, **changes)
+    return framing.frame(image, made, made.final)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -61,7 +82,15 @@ def test_a_point_is_found_again_after_an_axis_change(
     array[point] = 1
     change = grid.AxisChange(order=(order[0], order[1], order[2]), flips=tuple(flips))
     moved = change.apply(array)
-    frame = grid.Framed(array=moved, change=change, shape=moved.shape, is_constant=False)
+    frame = Framed(
+        array=moved,
+        change=change,
+        full_shape=moved.shape,
+        box=framing.whole(moved.shape),
+        spacing_mm=ONE,
+        target_mm=ONE,
+        is_constant=False,
+    )
 
     assert moved[tuple(round(x) for x in frame.position_of(point))] == 1
 
@@ -78,58 +107,6 @@ def test_an_oblique_image_is_taken_along_its_nearest_axes(make_volume: Callable[
 def test_one_percent_of_spacing_is_not_resampled_and_more_is(make_volume: Callable[..., Volume]) -> None:
     assert framed(make_volume((20, 20, 20), (1.009, 1, 0.991))).array.shape == (20, 20, 20)
     assert framed(make_volume((20, 20, 20), (2, 0.5, 1))).array.shape == (40, 10, 20)
-
-
-def test_resampling_aligns_edges_and_interpolates_linearly() -> None:
-    ramp = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None, None], (4, 3, 3))
-
-    fine = grid.resample(ramp, (8, 3, 3))
-
-    # Centres of the halves of voxel i lie at i - 0.25 and i + 0.25; the outermost are held.
-    assert fine[:, 0, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
-    np.testing.assert_allclose(grid.resample(fine, (4, 3, 3))[1:3, 0, 0], [1, 2], atol=1e-3)
-
-
-@given(
-    shape=st.tuples(*[st.integers(2, 12)] * 3),
-    target=st.tuples(*[st.integers(1, 15)] * 3),
-    level=st.floats(0, 1, width=32),
-)
-def test_resampling_never_leaves_the_range_of_its_input(
-    shape: tuple[int, int, int], target: tuple[int, int, int], level: float
-) -> None:
-    array = np.random.default_rng(0).random(shape, dtype=np.float32) * np.float32(level)
-
-    moved = grid.resample(array, target)
-
-    assert moved.shape == target
-    assert array.min() - 1e-6 <= moved.min() <= moved.max() <= array.max() + 1e-6
-
-
-@given(
-    array=npst.arrays(np.float32, (4, 4, 4), elements=st.integers(0, 1000).map(float)),
-    scale=st.floats(1e-3, 1e3),
-    offset=st.floats(-1e3, 1e3),
-)
-def test_a_positive_affine_change_of_intensities_changes_nothing(
-    array: np.ndarray, scale: float, offset: float
-) -> None:
-    plain = grid.normalise(array, NORMAL)
-    # Double precision keeps the change itself exact enough to compare.
-    changed = grid.normalise(array.astype(np.float64) * scale + offset, NORMAL)  # type: ignore[arg-type]
-
-    np.testing.assert_allclose(changed, plain, atol=1e-3)
-
-
-def test_normalised_intensities_have_mean_zero_and_deviation_one_without_outliers() -> None:
-    array = np.arange(1000, dtype=np.float32).reshape(10, 10, 10)
-    array[0, 0, 0] = 1e9
-
-    normal = grid.normalise(array, NORMAL)
-
-    assert abs(float(normal.mean())) < 1e-5
-    assert float(normal.std()) == pytest.approx(1, abs=1e-5)
-    assert float(normal.max()) < 2
 
 
 def test_an_image_without_contrast_is_recognised(make_volume: Callable[..., Volume]) -> None:
@@ -171,7 +148,64 @@ def test_labels_follow_the_image_onto_another_grid(make_volume: Callable[..., Vo
     labels[:, :, 2:4] = 1
     labels[:, :, 4:] = 2
 
-    moved = grid.frame_labels(labels, framed(image))
+    moved = framing.frame_labels(labels, framed(image))
 
     assert moved.shape == (12, 12, 12)
     assert moved[3, 4].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_acquired_axes_stay_as_they_are_and_are_then_put_in_the_order_of_the_plan(
+    make_volume: Callable[..., Volume],
+) -> None:
+    image = make_volume((8, 9, 10)).to_patient_orientation("PLF")
+
+    assert framed(image, "acquired").array.shape == image.shape
+    moved = framed(image, "acquired", axis_order=(2, 0, 1))
+    assert moved.array.shape == (image.shape[2], image.shape[0], image.shape[1])
+    labels = np.arange(image.array.size, dtype=np.uint8).reshape(image.shape)
+    np.testing.assert_array_equal(framing.unframe_labels(framing.frame_labels(labels, moved), moved), labels)
+
+
+def test_a_border_of_zeros_is_left_out_and_comes_back_as_background(
+    make_volume: Callable[..., Volume],
+) -> None:
+    image = make_volume((10, 12, 14))
+    bordered = image.array.copy()
+    bordered[:2], bordered[:, -3:], bordered[..., :1] = 0, 0, 0
+
+    inner = framed(image.with_array(bordered), crop_to_nonzero=True)
+
+    assert inner.shape == inner.array.shape == (8, 9, 13)
+    back = framing.unframe_labels(np.ones(inner.shape, np.uint8), inner)
+    np.testing.assert_array_equal(back.astype(bool), bordered != 0)
+    assert inner.position_of((2, 0, 1)) == (0, 0, 0)
+
+
+def test_by_majority_a_voxel_that_no_label_fills_by_half_is_background() -> None:
+    labels = np.zeros((3, 4, 4), np.uint8)
+    labels[..., :2], labels[..., 2:] = 1, 2
+    coarse = np.eye(4)
+    image = Volume(
+        np.random.default_rng(0).random((3, 4, 4), np.float32), coarse, coordinate_system="PATIENT"
+    )
+    made = plan("acquired")
+    stage = replace(made.final, spacing_mm=(1.0, 1.0, 4 / 3))
+    moved = framing.frame(image, replace(made, stages=(stage,)), stage)
+
+    share = framing.frame_labels(labels, moved)
+    majority = framing.frame_labels(labels, moved, by_majority=True)
+
+    # Three voxels of 4/3 mm: the middle one is centred between the labels, half each: the tie.
+    assert share[0, 0].tolist() == [1, 1, 2]
+    assert majority[0, 0].tolist() == [1, 2, 2]
+
+
+def test_a_slab_is_converted_before_it_is_resampled() -> None:
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+
+    moved = resampling.resample(
+        array, (2, 3, 4), resampling.Method(orders=(1, 1, 1)), convert=lambda slab: slab * 2
+    )
+
+    np.testing.assert_array_equal(moved, array * 2.0)
+    assert moved.dtype == np.float32

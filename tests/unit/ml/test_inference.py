@@ -34,7 +34,7 @@ def model(tiny: ModelPackage) -> LoadedModel:
 
 @pytest.fixture
 def threshold(model: LoadedModel) -> LoadedModel:
-    return replace(model, network=Brightness())
+    return replace(model, networks=((Brightness(),),))
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -71,13 +71,17 @@ def test_a_flipped_pass_is_flipped_back_before_averaging(
     threshold: LoadedModel, make_volume: Callable[..., Volume]
 ) -> None:
     image = make_volume()
-    mirrored = replace(threshold, plan=replace(threshold.plan, mirror_axes=(0, 1, 2)))
+    stage = replace(threshold.plan.final, mirror_axes=(0, 1, 2))
+    mirrored = replace(threshold, plan=replace(threshold.plan, stages=(stage,)))
     calls: list[tuple[int, int]] = []
 
     labels = engine.predict(mirrored, image, progress=lambda done, total: calls.append((done, total)))
 
     np.testing.assert_array_equal(labels.array, engine.predict(threshold, image).array)
-    assert calls == [(done, 8) for done in range(1, 9)]
+    np.testing.assert_array_equal(engine.predict(mirrored, image, mirror=False).array, labels.array)
+    passes = 2 * 2 * 3 * 8  # tiles of 8 voxels, half shared, in 9 x 11 x 13 voxels; 8 mirror images
+    assert calls[-1] == (passes, passes)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (3, 20, 5), (21, 9, 8)])

@@ -15,8 +15,9 @@ from dicomnode.errors import ModelFormatError
 from dicomnode.ml.inference import engine
 from dicomnode.ml.model import network, package
 from dicomnode.ml.model import plan as plans
+from dicomnode.ml.model.architecture import DynUNetPlan
 from dicomnode.ml.model.package import ModelPackage
-from dicomnode.ml.model.plan import NetworkPlan, Plan, PlanFile
+from dicomnode.ml.model.plan import Plan, PlanFile
 
 
 def test_a_package_comes_back_as_it_was_written(
@@ -48,15 +49,15 @@ def test_a_missing_file_is_named(name: str, tiny: ModelPackage) -> None:
 
 FAULTS = {
     "plan no JSON": ("plan.json", "{", "(", "plan of the model is wrong"),
-    "plan with an unknown key": ("plan.json", '"overlap"', '"overlapp": 1, "overlap"', "plan.overlapp"),
-    "plan without a key": ("plan.json", '"overlap": 0.5,', "", "plan.overlap"),
-    "plan of another format": ("plan.json", '"format_version": 1', '"format_version": 2', "format_version"),
+    "plan with an unknown key": ("plan.json", '"overlap"', '"overlapp": 1, "overlap"', "overlapp"),
+    "plan without a key": ("plan.json", '"patch_shape": [8, 8, 8],', "", "patch_shape"),
+    "plan of another format": ("plan.json", '"format_version": 2', '"format_version": 1', "format_version"),
     "plan with a negative spacing": ("plan.json", "[1.0, 1.0, 1.0]", "[-1, 1, 1]", "spacing"),
     "plan with NaN": ("plan.json", "[1.0, 1.0, 1.0]", "[NaN, 1, 1]", "spacing"),
     "plan with a path as name": ("plan.json", '"tiny"', '"../tiny"', "plan.name"),
     "plan with one axis twice": ("plan.json", '"HPL"', '"HFL"', "orientation"),
     "patch that strides do not divide": ("plan.json", "[8, 8, 8]", "[8, 8, 9]", "divisible"),
-    "another network": ("plan.json", '"dynunet"', '"os.system"', "network.kind"),
+    "another network": ("plan.json", '"dynunet"', '"os.system"', "stages.0.network"),
     "more classes than labels": ("plan.json", '"classes": 3', '"classes": 4', "2 segments"),
     "other filters than weights": ("plan.json", "[4, 8, 8]", "[4, 8, 4]", "do not fit"),
     "other levels": ("plan.json", "[4, 8, 8]", "[4, 8]", "3 to 8 levels"),
@@ -120,9 +121,9 @@ def test_weights_that_are_not_finite_cannot_be_loaded(
 
 def test_each_tensor_is_stored_once_and_goes_back_into_the_network(plan: Plan) -> None:
     torch.manual_seed(3)
-    source = network.build(plan.network)
+    source = network.build(plan.final.network)
     tensors = network.tensors_of(source)
-    target = network.build(plan.network)
+    target = network.build(plan.final.network)
     image = torch.randn(1, 1, 8, 8, 8)
 
     network.load(target, tensors)
@@ -130,17 +131,22 @@ def test_each_tensor_is_stored_once_and_goes_back_into_the_network(plan: Plan) -
     assert len(tensors) == len(list(source.parameters()))
     assert torch.equal(source(image), target(image))
     assert source(image).shape == (1, 3, 8, 8, 8)
-    assert network.schema(plan.network) == weights.schema_of(tensors)
+    assert network.schema(plan.final.network) == weights.schema_of(tensors)
 
 
 def test_the_architecture_digest_covers_what_names_and_shapes_do_not_show(plan: Plan) -> None:
-    flat = replace(plan.network, strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)))
+    stage = plan.final
+    flat = replace(stage.network, strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)))
 
     digest = plans.architecture_sha256(plan)
 
-    assert digest == plans.architecture_sha256(replace(plan, name="other", overlap=0.25))
-    assert digest != plans.architecture_sha256(replace(plan, network=flat))
-    assert digest != plans.architecture_sha256(replace(plan, spacing_mm=(2.0, 1.0, 1.0)))
+    assert digest == plans.architecture_sha256(
+        replace(plan, name="other", stages=(replace(stage, overlap=0.25),))
+    )
+    assert digest != plans.architecture_sha256(replace(plan, stages=(replace(stage, network=flat),)))
+    assert digest != plans.architecture_sha256(
+        replace(plan, stages=(replace(stage, spacing_mm=(2.0, 1.0, 1.0)),))
+    )
 
 
 @given(
@@ -157,9 +163,9 @@ def test_every_plan_comes_back_from_its_file(
     mirror: set[int],
 ) -> None:
     steps = ((1, 1, 1),) + ((2, 1, 2),) * (len(filters) - 1)
-    wide = NetworkPlan(classes=3, filters=tuple(filters), kernels=((3, 1, 3),) * len(filters), strides=steps)
-    varied = replace(
-        plan,
+    wide = DynUNetPlan(classes=3, filters=tuple(filters), kernels=((3, 1, 3),) * len(filters), strides=steps)
+    stage = replace(
+        plan.final,
         spacing_mm=spacing,
         overlap=overlap,
         network=wide,
@@ -167,6 +173,33 @@ def test_every_plan_comes_back_from_its_file(
         mirror_axes=tuple(sorted(mirror)),
     )
 
-    file = PlanFile(weights_sha256="0" * 64, plan=varied)
+    file = PlanFile(weights_sha256="0" * 64, plan=replace(plan, stages=(stage,)))
 
     assert plans.parse(plans.render(file)) == file
+
+
+def test_a_package_of_several_networks_holds_all_of_them_or_is_refused(
+    plan: Plan, segments: tuple[Segment, ...], tmp_path: Path
+) -> None:
+    several = replace(plan, stages=(replace(plan.final, members=2),))
+    own = network.tensors_of(network.build(plan.final.network))
+    tensors = {f"stage0.member{index}.{name}": t + index for index in range(2) for name, t in own.items()}
+
+    made = package.write(tmp_path / "both", several, segments, tensors, "# both\n")
+
+    assert made.plan.networks == 2
+    assert weights.is_equal(package.read_weights(made), tensors)
+    tensors.popitem()
+    with pytest.raises(ModelFormatError, match=r"1 lacking \[\('stage0\.member1\."):
+        package.write(tmp_path / "one", several, segments, tensors, "# one\n")
+
+
+def test_a_model_of_regions_has_a_label_for_each_class_that_they_paint(
+    plan: Plan, segments: tuple[Segment, ...], tmp_path: Path
+) -> None:
+    regions = replace(plan, region_classes=(1, 2, 2))  # three outputs, of which two paint the second class
+    tensors = network.tensors_of(network.build(plan.final.network))
+
+    assert package.write(tmp_path / "two", regions, segments, tensors, "# two\n").plan.classes == 3
+    with pytest.raises(ModelFormatError, match=r"names 1 segments; the model of plan\.json has 3 classes"):
+        package.write(tmp_path / "one", regions, segments[:1], tensors, "# one\n")

@@ -1,9 +1,10 @@
-"""A folder of labelled NIfTI images becomes a package whose card tells the truth about it."""
+"""Labelled images become a package whose card tells the truth, however often the training is cut off."""
 
+import multiprocessing
+import time
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 
@@ -11,105 +12,153 @@ from dicomnode import weights
 from dicomnode.domain import Segment
 from dicomnode.errors import InputError
 from dicomnode.ml.model import card, package
-from dicomnode.ml.training.pretrain import PretrainRecipe, PretrainReport, pretrain
+from dicomnode.ml.training import pretrain
+from dicomnode.ml.training.order import Machine, Order
+from dicomnode.ml.training.pretrain import WORK_FOLDER, PretrainReport
+from tests.pretrain_builders import ALONE, QUICK, make_blobs, run, small_order, small_plan, small_stage
 
-QUICK = PretrainRecipe(epochs=2, batch_size=3, filters=(4, 4, 4), average_decay=0.5, about="Made-up blobs.")
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blobs")
+    make_blobs(folder)
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path, segments: tuple[Segment, ...]) -> Path:
-    (tmp_path / "labels.toml").write_text(package.render_labels(segments))
-    for index in range(10):
-        generator = np.random.default_rng(index)
-        labels = np.zeros((10, 11, 12), np.uint8)
-        start = generator.integers(2, 5, 3)
-        labels[start[0] : start[0] + 4, start[1] : start[1] + 4, start[2] : start[2] + 5] = 1
-        labels[start[0] + 2 : start[0] + 4, start[1] : start[1] + 4, start[2] : start[2] + 5] = 2
-        image = (generator.normal(0, 5, labels.shape) + 40 * labels).astype(np.float32)
-        for kind, array in (("imagesTr", image), ("labelsTr", labels)):
-            (tmp_path / kind).mkdir(exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / kind / f"blob_{index}.nii.gz")
-    return tmp_path
+def order(blobs: Path, segments: tuple[Segment, ...]) -> Order:
+    return small_order(blobs, segments)
 
 
-def run(folder: Path, out: str, recipe: PretrainRecipe = QUICK) -> PretrainReport:
-    return pretrain(
-        folder,
-        folder / out,
-        name="blobs",
-        labels_file=folder / "labels.toml",
-        recipe=recipe,
-        progress=lambda *_: None,
-    )
+def finished(report: PretrainReport | None) -> PretrainReport:
+    assert report is not None
+    return report
 
 
-def test_a_package_with_a_card_is_written_and_repeats_bit_for_bit(folder: Path) -> None:
-    one, two = run(folder, "one"), run(folder, "two")
+def test_a_package_with_a_card_is_written_and_repeats_bit_for_bit(order: Order, tmp_path: Path) -> None:
+    one, two = (finished(run(order, tmp_path / name)) for name in ("one", "two"))
 
-    assert package.read(folder / "one") == one.package
+    assert package.read(tmp_path / "one") == one.package
     assert one.package.card.version == two.package.card.version
-    assert (one.package.folder / "plan.json").read_bytes() == (two.package.folder / "plan.json").read_bytes()
-    text = (folder / "one" / "card.md").read_text()
+    text = (tmp_path / "one" / "card.md").read_text()
     assert text.startswith("# blobs\n")
     assert "Made-up blobs." in text
+    assert "SGD with Nesterov momentum 0.99, falling (1 - t)^0.9 from 0.01" in text
     assert "Not a medical device, not for clinical use" in text
     assert card.names_sha256(one.split.hold_out) in text
     dices = [item.dice for score in one.hold_out for item in score.labels]
     assert f"| hold-out | mean of the labels | {np.mean(dices):.4f} |" in text
-    assert (one.fit.epochs, len(one.split.hold_out), len(one.hold_out)) == (2, 2, 2)
+    assert (one.fit.epochs, one.fit.steps, len(one.hold_out), len(one.validation)) == (2, 6, 2, 2)
+    left = {path.name for path in (tmp_path / "one").iterdir()}
+    assert left == {*package.FILES, "training.csv"}
 
 
-def test_another_seed_gives_another_model(folder: Path) -> None:
-    other = PretrainRecipe(epochs=1, batch_size=3, filters=(4, 4, 4), seed=1)
+def test_another_seed_gives_another_model_on_another_split(order: Order, tmp_path: Path) -> None:
+    short = replace(QUICK, epochs=1, epoch_steps=1)
 
     one, two = (
-        run(folder, "one", PretrainRecipe(epochs=1, batch_size=3, filters=(4, 4, 4))),
-        run(folder, "two", other),
+        finished(run(replace(order, recipe=replace(short, seed=seed)), tmp_path / str(seed)))
+        for seed in (0, 1)
     )
 
     assert one.package.card.version != two.package.card.version
     assert one.split != two.split
 
 
-def test_a_name_that_no_model_may_have_is_refused_before_training(folder: Path) -> None:
-    with pytest.raises(InputError, match="wrong at name"):
-        pretrain(
-            folder,
-            folder / "out",
-            name="Blobs/..",
-            labels_file=folder / "labels.toml",
-            recipe=QUICK,
-            progress=lambda *_: None,
+def test_a_training_that_is_killed_again_and_again_gives_what_an_undisturbed_one_gives(
+    order: Order, tmp_path: Path
+) -> None:
+    recipe = replace(QUICK, epochs=3, average_decay=0.9)
+    order = replace(order, recipe=recipe)
+    undisturbed = finished(run(order, tmp_path / "undisturbed"))
+    every_step = Machine(processes=ALONE, workers=0, threads=1, checkpoint_s=0)
+
+    starts = []
+    for kill_after_s in (0.3, 0.2, 0.1):
+        victim = multiprocessing.get_context("fork").Process(
+            target=run, args=(order, tmp_path / "killed"), kwargs={"machine": every_step}
         )
+        victim.start()
+        checkpoint = tmp_path / "killed" / WORK_FOLDER / "checkpoint.json"
+        while not checkpoint.exists():
+            time.sleep(0.01)
+        time.sleep(kill_after_s)
+        victim.kill()
+        victim.join()
+        starts.append(victim.exitcode)
+    resumed = finished(run(order, tmp_path / "killed", machine=every_step))
 
-    assert not (folder / "out").exists()
+    assert -9 in starts
+    assert resumed.package.card.version == undisturbed.package.card.version
+    assert resumed.fit.losses == undisturbed.fit.losses
+    lines = (tmp_path / "killed" / "training.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
 
 
-def test_a_second_run_goes_on_from_the_first_on_the_same_split_only(folder: Path) -> None:
-    first = run(folder, "one")
+def test_asked_to_stop_it_ends_after_the_step_and_goes_on_when_called_again(
+    order: Order, tmp_path: Path
+) -> None:
+    undisturbed = finished(run(order, tmp_path / "undisturbed"))
 
-    second = run(folder, "two", replace(QUICK, start_from=folder / "one"))
+    assert run(order, tmp_path / "out", stop_after=2) is None
+    assert not (tmp_path / "out" / "plan.json").exists()
+    resumed = finished(run(order, tmp_path / "out"))
+
+    assert resumed.package.card.version == undisturbed.package.card.version
+
+
+def test_an_unfinished_training_of_another_kind_is_not_gone_on_with_unless_it_is_thrown_away(
+    order: Order, tmp_path: Path
+) -> None:
+    run(order, tmp_path / "out", stop_after=2)
+    other = replace(order, recipe=replace(QUICK, optimiser="adamw"))
+
+    with pytest.raises(InputError, match="--no-resume"):
+        run(other, tmp_path / "out")
+
+    pretrain.begin_anew(tmp_path / "out")
+    assert finished(run(other, tmp_path / "out")).fit.steps == 6
+
+
+def test_a_second_run_goes_on_from_the_first_on_the_same_split_only(order: Order, tmp_path: Path) -> None:
+    first = finished(run(order, tmp_path / "one"))
+    further = replace(order, start_from=tmp_path / "one")
+
+    second = finished(run(further, tmp_path / "two"))
 
     assert second.split == first.split
     assert second.fit.losses[0] < first.fit.losses[0]
-    text = (folder / "two" / "card.md").read_text()
+    text = (tmp_path / "two" / "card.md").read_text()
     assert f"- went on from `{first.package.card.version}`, with the same hold-out (" in text
     with pytest.raises(InputError, match="names another hold-out"):
-        run(folder, "three", replace(QUICK, start_from=folder / "one", seed=1))
+        run(replace(further, recipe=replace(QUICK, seed=1)), tmp_path / "three")
 
 
-def test_too_few_cases_are_refused(folder: Path) -> None:
-    for path in sorted((folder / "imagesTr").iterdir())[1:]:
-        path.unlink()
-
+def test_too_few_cases_are_refused(order: Order, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too few"):
-        run(folder, "out")
+        run(replace(order, sources=order.sources[:1]), tmp_path / "out")
 
 
-def test_learning_makes_the_blobs_visible(folder: Path) -> None:
-    recipe = PretrainRecipe(epochs=25, batch_size=3, filters=(4, 8, 8), average_decay=0.8)
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_learning_makes_the_blobs_visible(
+    dimensions: int, blobs: Path, segments: tuple[Segment, ...], tmp_path: Path
+) -> None:
+    recipe = replace(QUICK, epochs=4, epoch_steps=20, learning_rate=1e-2, optimiser="adamw")
+    stage = small_stage(dimensions=dimensions, features=(8, 16, 16))
+    order = small_order(blobs, segments, recipe, plan=small_plan(stage))
 
-    report = run(folder, "out", recipe)
+    report = finished(run(order, tmp_path / "out"))
 
-    assert report.fit.losses[-1] < 0.7 * report.fit.losses[0]
+    assert report.fit.losses[-1] < report.fit.losses[0] - 0.3
+    assert np.mean([item.dice for score in report.hold_out for item in score.labels]) > 0.5
     assert weights.is_finite(weights.read(report.package.weights_path))
+
+
+def test_time_may_limit_a_training_in_place_of_epochs(order: Order, tmp_path: Path) -> None:
+    recipe = replace(QUICK, minutes=0.5 / 60)
+
+    report = finished(run(replace(order, recipe=recipe), tmp_path / "out"))
+
+    assert 0.5 <= report.fit.seconds < 5
+    rates = [line.split(",")[-2] for line in (tmp_path / "out" / "training.csv").read_text().splitlines()]
+    assert float(rates[-1]) < 1e-3 < float(rates[1])

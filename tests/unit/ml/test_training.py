@@ -127,7 +127,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
     assert weights.is_equal(first, second)
     assert not weights.is_equal(first, third)
-    assert weights.schema_of(first) == network.schema(tiny.plan.network)
+    assert weights.schema_of(first) == network.model_schema(tiny.plan)
 
 
 def test_labels_on_slices_that_nobody_reviewed_leave_no_trace(tiny: ModelPackage, case: TrainingCase) -> None:

@@ -156,8 +156,9 @@ def many_segments():
 
 def use_model_of_many_labels(scene):
     plan = tiny_plan(name="many")
-    plan = replace(plan, network=replace(plan.network, classes=len(LABELS) + 1))
-    tensors = network.tensors_of(network.build(plan.network))
+    wide = replace(plan.final.network, classes=len(LABELS) + 1)
+    plan = replace(plan, stages=(replace(plan.final, network=wide),))
+    tensors = network.tensors_of(network.build(wide))
     made = package.write(
         scene.folder / "many", plan, many_segments(), tensors, "# many\n\n---\n\nMade in a test.\n"
     )

@@ -17,7 +17,8 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> ModelShelf:
-    return ModelShelf(tmp_path / "models", device="cpu", keep_loaded=2)
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tiny_weights().values())
+    return ModelShelf(tmp_path / "models", device="cpu", budget_bytes=2 * size_bytes)
 
 
 def test_an_installed_package_stands_under_its_name_and_digest(shelf, tmp_path):

@@ -1,0 +1,1 @@
+"""How somebody else's model becomes one of ours: its archive, its labels, its weights."""

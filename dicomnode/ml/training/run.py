@@ -1,0 +1,155 @@
+"""A network on its way from first weights to last ones: what changes with every step of a training."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from dicomnode.ml.model import network as networks
+from dicomnode.ml.model.architecture import NetworkPlan, UNetPlan
+from dicomnode.ml.training.fit import Batch
+from dicomnode.ml.training.objective import Regions, agreement, at_all_resolutions, make_objective
+from dicomnode.ml.training.pace import Optimiser
+from dicomnode.ml.training.processes import Processes
+from dicomnode.weights import Tensors
+
+_WEIGHTS, _AVERAGE, _MEMORY = "weights", "average", "optimiser-"
+"""Kinds of tensors in a checkpoint; the optimiser has one for each thing that it remembers of a weight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How a network learns from a batch."""
+
+    optimiser: Optimiser
+    learning_rate: float  # highest
+    regions: Regions = ()  # label values of each output; empty: outputs are classes that exclude each other
+    batch_dice: bool = False
+    clip_norm: float = 12.0
+    average_decay: float | None = None  # of the running mean of the weights, per step; None: no mean
+    bfloat16: bool = False  # convolutions in bfloat16; weights and loss stay in single precision
+
+
+class Run:
+    """One network, its optimiser, and the running mean of its weights."""
+
+    def __init__(self, plan: NetworkPlan, method: Method, processes: Processes, *, seed: int) -> None:
+        torch.manual_seed(seed)
+        self._method = method
+        self._processes = processes
+        self._seed = seed
+        self._objective = make_objective(
+            regions=method.regions, batch_dice=method.batch_dice, shared=processes.is_group
+        )
+        bare = networks.build(plan, deep_supervision=isinstance(plan, UNetPlan)).to(processes.device)
+        self._bare = bare
+        self._shared = processes.share(bare)
+        self._optimizer = method.optimiser.make(bare.parameters(), method.learning_rate)
+        decay = method.average_decay
+        self._average = None if decay is None else AveragedModel(bare, avg_fn=_blend(decay), use_buffers=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def begin_from(self, tensors: Tensors) -> None:
+        """Put other first weights in; errors as :func:`dicomnode.ml.model.network.load`."""
+        networks.load(self._bare, tensors)
+
+    def step(self, batch: Batch, *, number: int, done: float) -> float:
+        """Learn from a batch.
+
+        Parameters
+        ----------
+        number
+            Of the step, from 0; decides what is random in the network.
+        done
+            Share of the training that lies behind, which decides the learning rate.
+
+        Returns
+        -------
+            The loss; NaN or infinite where the training has come to nothing.
+        """
+        torch.manual_seed(
+            (self._seed * 1_000_003 + number * self._processes.count + self._processes.rank) % 2**63
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._method.learning_rate * self._method.optimiser.fall(done)
+        self._shared.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        outputs, labels = self._outputs(self._shared, batch)
+        loss = at_all_resolutions(self._objective, outputs, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._bare.parameters(), self._method.clip_norm)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self._bare)
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def judge(self, batches: Iterable[Batch]) -> tuple[float, list[float | None]]:
+        """Compare what the network finds with the truth of some batches, all processes together.
+
+        Returns
+        -------
+            Mean loss of the batches, and the Dice of each label over all of them, None where there is none.
+        """
+        network = self._bare if self._average is None else self._average.module
+        network.eval()
+        losses, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(0)
+        for batch in batches:
+            outputs, labels = self._outputs(network, batch)
+            scores = (outputs if isinstance(outputs, Tensor) else outputs[0]).float()
+            losses += torch.tensor([float(self._objective(scores, labels)), 1.0])
+            found = agreement(scores, labels, regions=self._method.regions).cpu()
+            counts = found if not len(counts) else counts + found
+        losses, counts = self._processes.sum(losses), self._processes.sum(counts)
+        dice = [None if total == 0 else overlap / total for overlap, total in counts.T.tolist()]
+        return float(losses[0] / losses[1]), dice
+
+    def result(self) -> Tensors:
+        """Give the weights that the training is for: their running mean where there is one."""
+        return networks.tensors_of(self._bare if self._average is None else self._average.module)
+
+    def state(self) -> dict[str, Tensors]:
+        """Give all tensors that decide how the training goes on, by kind."""
+        kinds = {_WEIGHTS: networks.tensors_of(self._bare)}
+        for name, parameter in self._bare.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                kinds.setdefault(_MEMORY + key, {})[name] = torch.as_tensor(value).detach().cpu().clone()
+        if self._average is not None:
+            kinds[_AVERAGE] = networks.tensors_of(self._average.module)
+        return kinds
+
+    def restore(self, kinds: dict[str, Tensors], *, steps: int) -> None:
+        """Go on from a state after so many steps; errors as :func:`dicomnode.ml.model.network.load`."""
+        networks.load(self._bare, kinds[_WEIGHTS])
+        for name, parameter in self._bare.named_parameters():
+            for kind, tensors in kinds.items():
+                if kind.startswith(_MEMORY) and name in tensors:
+                    kept = tensors[name].clone()  # what was read is a view of the file
+                    value = kept if kept.dim() == 0 else kept.to(parameter.device)
+                    self._optimizer.state[parameter][kind.removeprefix(_MEMORY)] = value
+        if self._average is not None:
+            networks.load(self._average.module, kinds[_AVERAGE])
+            self._average.n_averaged.fill_(steps)
+
+    def _outputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor | list[Tensor], Tensor]:
+        device = self._processes.device
+        images = batch.images.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._method.bfloat16):
+            outputs: Tensor | list[Tensor] = network(images)
+        return outputs, batch.labels.to(device, non_blocking=True)
+
+
+def _blend(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Average with a decay that grows towards its value, so that the first weights are soon forgotten."""
+
+    def blend(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        return torch.lerp(current, averaged, keep) if averaged.is_floating_point() else current
+
+    return blend
