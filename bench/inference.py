@@ -5,8 +5,8 @@
 PYTHON is an interpreter that has nnunetv2; FOLDER holds the narrow residual CT model as an exported zip; from
 IMAGE, a small CT, the large volume of 512 x 512 x 300 voxels is made (resampled, mirror-tiled, with noise).
 The node begins with the DICOM slices of a folder and ends with a DICOM SEG, a picture and a table; nnU-Net
-begins and ends with NIfTI. Both use one model, tile step 0.5, the CPU and the same number of threads, one after
-the other. Four runs: without and with mirroring, with 20 classes, and at the planned full width (random
+begins and ends with NIfTI. Both use one model, tile step 0.5, the CPU and the same number of threads, one
+after the other. Four runs: without and with mirroring, with 20 classes, and at the planned full width (random
 weights, since the time does not depend on them).
 
 Seconds are wall time from start to end of the process, imports included. Peak is the largest resident memory

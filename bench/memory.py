@@ -2,11 +2,12 @@
 
     python bench/memory.py [--largest-gb 3] [--only NAME]
 
-Each row is a process of its own. It builds a network as a planner gives it and runs it as the node does: a tile
-through the prepared network, or steps of the training with momentum and, where the network has it, deep
-supervision. Reported is the peak of its resident memory less what it had after its imports. The plans are those for
-collections like the hippocampi of the Medical Segmentation Decathlon, spleen CT and whole trunks, and the same with
-smaller patches. Rows that are predicted to take more than ``--largest-gb`` are left out. The last line is JSON.
+Each row is a process of its own. It builds a network as a planner gives it and runs it as the node does: a
+tile through the prepared network, or steps of the training with momentum and, where the network has it, deep
+supervision. Reported is the peak of its resident memory less what it had after its imports. The plans are
+those for collections like the hippocampi of the Medical Segmentation Decathlon, spleen CT and whole trunks,
+and the same with smaller patches. Rows that are predicted to take more than ``--largest-gb`` are left out.
+The last line is JSON.
 """
 
 import argparse
@@ -93,9 +94,7 @@ def main() -> None:
         print(measure(ROW.validate_json(arguments.row)))
         return
     done = []
-    print(
-        f"{'plan':32} {'use':8} {'patch':14} {'batch':>5} {'predicted':>10} {'measured':>9} {'ratio':>6}  (MiB)"
-    )
+    print(f"{'plan':32} {'use':8} {'patch':14} batch {'predicted':>10} {'measured':>9} {'ratio':>6}  (MiB)")
     for row in rows():
         if arguments.only not in row.name or row.predicted > arguments.largest_gb * 2**30:
             continue

@@ -23,7 +23,7 @@ ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 QUICK = PretrainRecipe(epochs=2, epoch_steps=3, validation_steps=2, validation_fraction=0.2)
 
 
-def make_blobs(folder: Path, *, cases: int = 10) -> None:
+def make_blobs(folder: Path, *, cases: int = 10, enlarged: int = 1) -> None:
     """Write cases with label 1 above label 2, in the layout of the Decathlon."""
     for index in range(cases):
         generator = np.random.default_rng(index)
@@ -31,6 +31,7 @@ def make_blobs(folder: Path, *, cases: int = 10) -> None:
         start = generator.integers(2, 5, 3)
         labels[start[0] : start[0] + 4, start[1] : start[1] + 4, start[2] : start[2] + 5] = 1
         labels[start[0] + 2 : start[0] + 4, start[1] : start[1] + 4, start[2] : start[2] + 5] = 2
+        labels = labels.repeat(enlarged, 0).repeat(enlarged, 1).repeat(enlarged, 2)
         image = (generator.normal(0, 5, labels.shape) + 40 * labels).astype(np.float32)
         for kind, array in (("imagesTr", image), ("labelsTr", labels)):
             (folder / kind).mkdir(exist_ok=True, parents=True)

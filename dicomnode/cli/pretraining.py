@@ -11,13 +11,14 @@ import typer
 
 from dicomnode import node
 from dicomnode.cli.show import ConfigOption, JsonOption, console, notes, print_json, table
-from dicomnode.cli.training_plans import PlannerName, PlanWish, planner_of
+from dicomnode.cli.training_plans import PlanWish, planner_of
 from dicomnode.cli.training_watch import PICTURE_FILE, Wall, watching
 from dicomnode.domain import Segment
 from dicomnode.errors import ConfigError
 from dicomnode.ml.model import package
 from dicomnode.ml.planning.nnunet_planner import PresetName
 from dicomnode.ml.planning.planned import Aim
+from dicomnode.ml.planning.planner import PlannerName, Rules
 from dicomnode.ml.training.course import HISTORY_FILE
 from dicomnode.ml.training.dataset import LabelledFolder, open_folder
 from dicomnode.ml.training.order import Machine, Order, PretrainRecipe
@@ -84,13 +85,13 @@ def pretrain(  # noqa: PLR0913, PLR0917  # typer makes an option of each argumen
     planner: Annotated[
         PlannerName, typer.Option(help="Whose rules choose the network.", rich_help_panel=PLAN)
     ] = "nnunet",
-    preset: Annotated[
+    residual: Annotated[
         PresetName,
-        typer.Option(help="Plain U-Net, or residual encoder of size M, L, XL.", rich_help_panel=PLAN),
+        typer.Option(help="Of nnU-Net: residual encoder of size M, L or XL, or plain.", rich_help_panel=PLAN),
     ] = "plain",
     memory_gb: Annotated[
         float | None,
-        typer.Option(min=1, help="GPU memory to plan for, in GB.", rich_help_panel=PLAN),
+        typer.Option(min=0, help="GPU memory to plan for; 0: no GPU (dante only).", rich_help_panel=PLAN),
     ] = None,
     configuration: Annotated[
         str | None,
@@ -187,9 +188,8 @@ def pretrain(  # noqa: PLR0913, PLR0917  # typer makes an option of each argumen
     """
     segments = package.read_labels(labels)
     learned = _learned(dataset, casebook, segments, config)
-    wish = PlanWish(
-        planner=planner, preset=preset, memory_gb=memory_gb, configuration=configuration, file=plan
-    )
+    rules = Rules(planner=planner, preset=residual, memory_gb=memory_gb)
+    wish = PlanWish(rules=rules, configuration=configuration, file=plan)
     with joined(device) as processes:
         recipe = PretrainRecipe(
             optimiser=optimiser,

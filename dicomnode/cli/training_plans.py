@@ -5,19 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from highdicom import Volume
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from dicomnode.errors import InputError
 from dicomnode.ml.model import plan as plans
 from dicomnode.ml.model.plan import Plan
-from dicomnode.ml.planning import dante_planner, fingerprint, nnunet_planner, planned
-from dicomnode.ml.planning.fingerprint import Fingerprint
-from dicomnode.ml.planning.nnunet_planner import PresetName
+from dicomnode.ml.planning import fingerprint, planned, planner
 from dicomnode.ml.planning.planned import Aim, PlannedTraining
+from dicomnode.ml.planning.planner import Rules
 from dicomnode.ml.training.dataset import IGNORED, CaseSource
 from dicomnode.ml.training.ground import Blueprint
 
@@ -26,18 +25,14 @@ ORIENTATION = "HPL"
 BATCH_OF_A_PLAN = 2
 """Samples in a batch where a plan says nothing of it."""
 
-PlannerName = Literal["nnunet", "dante"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanWish:
     """How a training is to be planned."""
 
-    planner: PlannerName = "nnunet"
-    preset: PresetName = "plain"  # of the planner of nnU-Net
-    memory_gb: float | None = None  # of the GPU to plan for; None: what the planner takes for usual
+    rules: Rules
     configuration: str | None = None  # such as "2d"; None: 3d_fullres, or the only one
-    file: Path | None = None  # a file of `dicomnode plan`, or plan.json of a model, in place of all that
+    file: Path | None = None  # a file of `dicomnode plan`, or plan.json of a model, in place of rules
 
 
 def planner_of(
@@ -62,22 +57,8 @@ def _from_cases(
     found = fingerprint.measure(
         _read(cases), count=len(cases), orientation=ORIENTATION, modalities=modalities
     )
-    planning = planned.Planning(
-        planner=wish.planner,
-        preset=wish.preset,
-        memory_gb=wish.memory_gb,
-        fingerprint=found,
-        configurations=_plan(wish, found, aim),
-    )
+    planning = planner.plan(found, aim, wish.rules, only=wish.configuration)
     return _blueprint(planning.choose(wish.configuration))
-
-
-def _plan(wish: PlanWish, found: Fingerprint, aim: Aim) -> tuple[PlannedTraining, ...]:
-    match wish.planner:
-        case "nnunet":
-            return nnunet_planner.plan(found, aim, preset=wish.preset, memory_gb=wish.memory_gb)
-        case "dante":
-            return (dante_planner.plan(found, aim, memory_gb=wish.memory_gb),)
 
 
 def _read(cases: Sequence[CaseSource]) -> Iterator[tuple[Volume, NDArray[np.uint8]]]:
@@ -96,7 +77,10 @@ def _from_file(path: Path, wish: PlanWish, aim: Aim) -> Blueprint:
         blueprint = _blueprint(planned.parse(text).choose(wish.configuration))
     else:
         blueprint = Blueprint(plan=plans.parse(text).plan, batch_size=BATCH_OF_A_PLAN)
-    plan = replace(blueprint.plan, name=aim.name)
+    try:
+        plan = replace(blueprint.plan, name=aim.name)
+    except ValidationError as error:
+        raise plans.plan_error(error) from error
     _check(plan, aim, path)
     return Blueprint(plan=plan, batch_size=blueprint.batch_size, batch_dice=blueprint.batch_dice)
 

@@ -1,4 +1,4 @@
-"""HTTP as a node speaks it: the one module with httpx. Faults become passing or definite errors here.
+"""HTTP as a node speaks it with an aggregator. Faults become passing or definite errors here.
 
 httpx 0.28 may be its last release; whatever follows it is put in at this place.
 """

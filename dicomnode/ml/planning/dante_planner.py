@@ -100,8 +100,9 @@ def _network(size: Vector, spacing_mm: Vector, *, classes: int) -> DynUNetPlan:
         strides.append(_triple(step))
         length, spacing = length / step, spacing * step
     if len(strides) < _LEVELS[0]:
+        voxels = " x ".join(f"{edge:.0f}" for edge in size)
         raise InputError(
-            f"A patch of {size.tolist()} voxels is too small for three levels; 16 along one axis are needed."
+            f"A patch of {voxels} voxels is too small for three levels; it takes larger images or memory."
         )
     kernels.append((3, 3, 3))
     filters = (min(_FIRST_FILTERS * 2**level, _MAXIMUM_FILTERS) for level in range(len(strides)))

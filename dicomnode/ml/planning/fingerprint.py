@@ -103,8 +103,9 @@ def measure(
     count: int,
     orientation: str,
     modalities: tuple[str, ...],
+    sampled_voxels: int = SAMPLED_VOXELS,
 ) -> Fingerprint:
-    """Measure labelled images, one after the other; each is let go before the next is taken.
+    """Measure labelled images, one after the other; none is kept longer than until the next is there.
 
     Parameters
     ----------
@@ -116,6 +117,8 @@ def measure(
         Along which axes images are measured: three letters or ``acquired``, see ``Plan.orientation``.
     modalities
         DICOM Modality values of the images.
+    sampled_voxels
+        Foreground voxels that are drawn from all cases together.
 
     Raises
     ------
@@ -126,8 +129,9 @@ def measure(
         raise InputError("A fingerprint needs at least one labelled image.")
     sizes: list[CaseSize] = []
     sample = Sample()
-    for image, labels in cases:
-        sizes.append(_measure_case(image, labels, orientation, sample, SAMPLED_VOXELS // count))
+    for number, (image, labels) in enumerate(cases, start=1):
+        _check(image, labels, f"Image {number} of {count}")
+        sizes.append(_measure_case(image, labels, orientation, sample, sampled_voxels // count))
     if len(sizes) != count:
         raise InputError(f"{len(sizes)} labelled images came where {count} were announced.")
     if sample.size == 0:
@@ -199,15 +203,18 @@ def render(fingerprint: Fingerprint) -> str:
     return render_json(json.loads(_FINGERPRINT.dump_json(fingerprint))) + "\n"
 
 
+def _check(image: Volume, labels: NDArray[np.uint8], what: str) -> None:
+    if image.array.ndim != 3 or image.array.shape != labels.shape:
+        raise InputError(
+            f"{what} has {image.array.shape} voxels and {labels.shape} labels; both need the same three axes."
+        )
+    if not np.isfinite([image.array.min(), image.array.max()]).all():
+        raise UnsupportedSeriesError(f"{what} has voxels that are NaN or infinite.")
+
+
 def _measure_case(
     image: Volume, labels: NDArray[np.uint8], orientation: str, sample: Sample, count: int
 ) -> CaseSize:
-    if image.array.ndim != 3 or image.array.shape != labels.shape:
-        raise InputError(
-            f"An image of {image.array.shape} voxels has {labels.shape} labels; three axes are needed."
-        )
-    if not np.isfinite([image.array.min(), image.array.max()]).all():
-        raise UnsupportedSeriesError("An image has voxels that are NaN or infinite.")
     change = grid.change_towards(image, orientation=orientation)
     oriented = change.apply(image.array)
     box = intensities.nonzero_box(oriented)

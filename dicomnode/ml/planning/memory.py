@@ -28,17 +28,15 @@ DeviceKind = Literal["cpu", "cuda"]
 _MIB = 2**20
 _HEAP_BLOCK = 32 * _MIB
 """Smaller blocks come from glibc's heap in the end, larger ones are mapped one by one (mallopt(3))."""
-_HEAP_HOLES = {"inference": 0.4, "training": 0.5}
-"""What the heap holds on to beyond its blocks, as a share of them: measured, see bench/memory.py."""
-_CPU_KERNELS = 20 * _MIB  # code and scratch memory of oneDNN: measured
 _CUDA_CONTEXT = 500 * _MIB
 _CUDA_ROUNDING = 1.05  # of PyTorch's caching allocator
 _HALF_COPIES = 2  # float32 values of each weight beside the bfloat16 one in training: itself, its momentum
 
 Bytes = Annotated[int, Field(ge=0)]
+_STRICT = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
 class PredictedMemory:
     """Peak bytes that a model takes beyond those of a process that has only imported torch."""
 
@@ -46,6 +44,28 @@ class PredictedMemory:
     inference_cuda: Bytes  # one tile, bfloat16
     training_cpu: Bytes  # one batch, float32, SGD with momentum
     training_cuda: Bytes  # one batch, bfloat16 with float32 weights, SGD with momentum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Peak:
+    """What a network asks for, whatever the device: figures of blocks that are alive at once."""
+
+    live_bytes: Bytes  # at most, weights included
+    heap_bytes: Bytes  # in blocks below 32 MiB, at most, weights included
+    weight_bytes: Bytes
+    workspace_bytes: Bytes  # that one convolution reads and writes, at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class _Heap:
+    """What a process on a CPU takes beyond its live blocks: measured, see bench/memory.py."""
+
+    holes: float  # share of the passing blocks of the heap
+    fixed_bytes: int  # code and scratch memory of oneDNN; in training also what torch imports when it begins
+
+
+_SEGMENTING = _Heap(holes=0.4, fixed_bytes=20 * _MIB)
+_TRAINING = _Heap(holes=0.5, fixed_bytes=95 * _MIB)
 
 
 def predict(plan: Plan, *, batch_size: int) -> PredictedMemory:
@@ -65,67 +85,78 @@ def predict(plan: Plan, *, batch_size: int) -> PredictedMemory:
 
 def inference_bytes(network: NetworkPlan, tile: Triple, *, device: DeviceKind, batch_size: int = 1) -> int:
     """Predict the peak of one pass of tiles through one network, its weights included."""
-    half = device == "cuda"
-    walk = _walk(network, tile, batch_size=batch_size, half=half, step=_score)
-    if half:
-        return _on_cuda(walk, extra=_weight_bytes(network) // 2)
-    return walk.peak + int(_HEAP_HOLES["inference"] * walk.heap_peak) + _CPU_KERNELS
+    peak = walk(network, tile, batch_size=batch_size, use="inference", half=device == "cuda")
+    if device == "cuda":
+        return _on_cuda(peak, extra=peak.weight_bytes)  # float32 weights, converted when they are used
+    return _on_cpu(peak, _SEGMENTING)
 
 
 def training_bytes(network: NetworkPlan, patch: Triple, *, device: DeviceKind, batch_size: int) -> int:
     """Predict the peak of a training that runs: weights, gradients and momentum included."""
-    half = device == "cuda"
-    walk = _walk(network, patch, batch_size=batch_size, half=half, step=_learn)
-    if half:
-        return _on_cuda(walk, extra=0)
-    return walk.peak + int(_HEAP_HOLES["training"] * walk.heap_peak) + _CPU_KERNELS
+    peak = walk(network, patch, batch_size=batch_size, use="training", half=device == "cuda")
+    return _on_cuda(peak, extra=0) if device == "cuda" else _on_cpu(peak, _TRAINING)
 
 
-def _model_inference(plan: Plan, device: DeviceKind) -> int:
-    """All networks are there at once; one stage runs after the other."""
-    weights = {stage.name: _weight_bytes(stage.network) for stage in plan.stages}
-    waiting = sum(weights[stage.name] * stage.members for stage in plan.stages)
-    peaks = (
-        inference_bytes(stage.network, stage.patch_shape, device=device) - weights[stage.name]
-        for stage in plan.stages
-    )
-    return max(peaks) + waiting
-
-
-def _on_cuda(walk: "_Walk", *, extra: int) -> int:
-    return int((walk.peak + walk.workspace + extra) * _CUDA_ROUNDING) + _CUDA_CONTEXT
-
-
-def _weight_bytes(network: NetworkPlan) -> int:
-    with torch.device("meta"):
-        built = networks.build(network)
-    return sum(parameter.numel() * parameter.element_size() for parameter in built.parameters())
-
-
-def _walk(
+def walk(
     network: NetworkPlan,
     patch: Triple,
     *,
     batch_size: int,
-    half: bool,
-    step: Callable[[nn.Module, Tensor], object],
-) -> "_Walk":
-    walk = _Walk()
-    with torch.device("meta"), walk:
-        built = networks.build(network, deep_supervision=step is _learn and isinstance(network, UNetPlan))
-        if half:
-            built = built.to(torch.bfloat16)
-        dtype = torch.bfloat16 if half else torch.float32
+    use: Literal["inference", "training"],
+    half: bool = False,
+) -> Peak:
+    """Follow a network through one pass, or one step of a training, on the meta device.
+
+    Parameters
+    ----------
+    half
+        Weights, images and intermediate results in bfloat16 instead of float32.
+    """
+    blocks, dtype = _Blocks(), torch.bfloat16 if half else torch.float32
+    is_training = use == "training"
+    with torch.device("meta"), blocks:
+        built = networks.build(network, deep_supervision=is_training and isinstance(network, UNetPlan))
+        built = built.to(dtype)
         images = torch.zeros((batch_size, network.input_channels, *patch), dtype=dtype)
-        walk.begin()
+        blocks.begin()
+        step: Callable[[nn.Module, Tensor], None] = _learn if is_training else _score
         step(built, images)
-    return walk
+    return Peak(
+        live_bytes=blocks.peak,
+        heap_bytes=blocks.heap_peak,
+        weight_bytes=sum(weight.nbytes for weight in built.parameters()),
+        workspace_bytes=blocks.workspace,
+    )
 
 
-def _score(network: nn.Module, images: Tensor) -> Tensor:
+def _model_inference(plan: Plan, device: DeviceKind) -> int:
+    """All networks are there at once; one stage runs after the other."""
+    weights = [sum(weight.nbytes for weight in _on_meta(stage.network).parameters()) for stage in plan.stages]
+    waiting = sum(size * stage.members for size, stage in zip(weights, plan.stages, strict=True))
+    peaks = (
+        inference_bytes(stage.network, stage.patch_shape, device=device) - size
+        for size, stage in zip(weights, plan.stages, strict=True)
+    )
+    return max(peaks) + waiting
+
+
+def _on_meta(network: NetworkPlan) -> nn.Module:
+    with torch.device("meta"):
+        return networks.build(network)
+
+
+def _on_cpu(peak: Peak, heap: _Heap) -> int:
+    passing = peak.heap_bytes - min(peak.weight_bytes, peak.heap_bytes)
+    return peak.live_bytes + int(heap.holes * passing) + heap.fixed_bytes
+
+
+def _on_cuda(peak: Peak, *, extra: int) -> int:
+    return int((peak.live_bytes + peak.workspace_bytes + extra) * _CUDA_ROUNDING) + _CUDA_CONTEXT
+
+
+def _score(network: nn.Module, images: Tensor) -> None:
     with torch.inference_mode():
-        scores: Tensor = network(images).float()
-        return scores
+        network(images).float()
 
 
 def _learn(network: nn.Module, images: Tensor) -> None:
@@ -150,17 +181,17 @@ def _loss(scores: Tensor) -> Tensor:
     return surprise + (counted * truth).sum() + counted.sum() + (truth * known[:, None]).sum()
 
 
-class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Blocks(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the blocks of memory that are alive while operations run."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self.heap_peak = 0  # of the blocks that come from a heap
-        self.workspace = 0  # values that one convolution reads and writes, at most
+        self.workspace = 0  # bytes that one convolution reads and writes, at most
         self._now = 0
         self._heap_now = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def begin(self) -> None:
         """Forget what was needed to come here, but not what is alive."""

@@ -323,9 +323,10 @@ def _next_smaller(shape: Topology, grid: _Grid) -> Topology:
     axis = max(range(len(shares)), key=lambda one: (shares[one], one))
     shorter = [size - (one == axis) * shape.divisors[axis] for one, size in enumerate(patch)]
     patch[axis] -= topology(spacing, shorter).divisors[axis]
-    if patch[axis] < 1:
-        raise ConfigError("too little memory for the smallest patch; plan for more with --memory-gb")
-    return topology(spacing, patch)
+    smaller = topology(spacing, patch)
+    if smaller.levels < 2:
+        raise ConfigError("there is too little memory for any patch; plan for more with --memory-gb")
+    return smaller
 
 
 def _triples(values: Sequence[tuple[int, ...]]) -> tuple[Triple, ...]:

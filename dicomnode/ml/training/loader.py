@@ -70,6 +70,7 @@ def training_batches(
         batch_sampler=_numbers(sampler, share, first_step),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # without one of its own it draws from the global one
     )
     for images, labels in loader:
         yield Batch(images=images, labels=labels)

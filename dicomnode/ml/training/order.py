@@ -30,7 +30,7 @@ class PretrainRecipe:
     foreground_share: float = 1 / 3  # of the samples of a batch, centred on a label
     average_decay: float | None = None  # of the running mean of the weights, per step; None: the last weights
     bfloat16: bool = False  # convolutions in bfloat16
-    validation_steps: int = 50  # batches that the network is judged by after each epoch
+    validation_steps: int | None = None  # batches judged after each epoch; None: a fifth of its steps
     seed: int = 0  # of split, first weights, samples and augmentation
     hold_out_fraction: float = 0.2
     validation_fraction: float = 0.06

@@ -234,12 +234,13 @@ def _material(
         for stream, cases in enumerate((training, validation))
     )
     transform = augmentation.nnunet_transform(geometry)
+    steps = -(-recipe.epoch_steps // 5) if recipe.validation_steps is None else recipe.validation_steps
     return Material(
         training=lambda step: loader.training_batches(
             learned, transform, share=share, first_step=step, workers=machine.workers
         ),
-        validation=partial(loader.validation_batches, judged, share=share, steps=recipe.validation_steps)
-        if validation and recipe.validation_steps
+        validation=partial(loader.validation_batches, judged, share=share, steps=steps)
+        if validation and steps
         else None,
         labels=_output_labels(decided.blueprint.plan, order.segments),
     )

@@ -35,8 +35,13 @@ class _File(BaseModel):
     file_ending: str = ".nii.gz"
 
 
-def read_raw(path: Path, *, classes: int) -> RawDataset | None:
+def read_raw(path: Path, *, classes: int | None) -> RawDataset | None:
     """Read ``dataset.json``; None where there is none.
+
+    Parameters
+    ----------
+    classes
+        Classes that the model has, with background; None: those of the file.
 
     Raises
     ------
@@ -60,7 +65,7 @@ def read_raw(path: Path, *, classes: int) -> RawDataset | None:
     modality = next((_MODALITIES.get(name.upper()) for name in channels.values()), None)
     values = _values_by_name(file.labels, path)
     raw = replace(_meaning(values, file.regions_class_order, path), modality=modality)
-    _check_classes(raw, classes=classes, path=path)
+    _check_classes(raw, classes=len(raw.names) + 1 if classes is None else classes, path=path)
     return raw
 
 

@@ -1,5 +1,6 @@
-"""NIfTI folders are read into patient coordinates, checked, split and planned."""
+"""NIfTI folders are read into patient coordinates, one case at a time, checked and split."""
 
+import json
 from pathlib import Path
 
 import nibabel
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 
 from dicomnode.errors import GeometryError, InputError, UnsupportedSeriesError
-from dicomnode.ml.planning import planner
 from dicomnode.ml.training import dataset
-from dicomnode.ml.training.dataset import LabelledCase
+from dicomnode.ml.training.dataset import IGNORED
+from dicomnode.ml.training.splits import CaseSplit, SplitCase, split_cases
 
 RAS = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -61,41 +62,112 @@ def test_both_layouts_are_read_and_images_without_labels_left_out(
     save(tmp_path / layout[0] / "lonely.nii.gz", np.zeros((4, 4, 4), np.float32))
     (tmp_path / layout[0] / "._a.nii.gz").write_bytes(b"a resource fork")
 
-    cases = dataset.read_cases(tmp_path, classes=2)
+    cases = dataset.open_folder(tmp_path, classes=2).cases
 
     assert [case.name for case in cases] == ["a", "b"]
-    assert cases[0].labels.dtype == np.uint8
-    assert int(cases[0].labels.sum()) == 8
+    first = cases[0].read()
+    assert first.labels.dtype == np.uint8
+    assert int(first.labels.sum()) == 8
 
 
 def test_folders_without_pairs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds neither"):
-        dataset.read_cases(tmp_path, classes=2)
+        dataset.open_folder(tmp_path, classes=2)
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     with pytest.raises(InputError, match="has a label map of the same name"):
-        dataset.read_cases(tmp_path, classes=2)
+        dataset.open_folder(tmp_path, classes=2)
 
 
 def test_faulty_cases_are_refused_by_name(tmp_path: Path) -> None:
     add(tmp_path, "case7")
     labels = tmp_path / "labels" / "case7.nii.gz"
+    (case,) = dataset.open_folder(tmp_path, classes=2).cases
 
     save(labels, np.full((8, 9, 10), 2, np.uint8))
     with pytest.raises(UnsupportedSeriesError, match=r"case7 holds .*expected are 0 to 1"):
-        dataset.read_cases(tmp_path, classes=2)
+        case.read()
     save(labels, np.full((8, 9, 10), 0.5, np.float32))
     with pytest.raises(UnsupportedSeriesError, match="case7"):
-        dataset.read_cases(tmp_path, classes=2)
+        case.read()
     save(labels, np.zeros((8, 9, 9), np.uint8))
     with pytest.raises(GeometryError, match="case7 have different voxel grids"):
-        dataset.read_cases(tmp_path, classes=2)
+        case.read()
     save(labels, np.zeros((8, 9, 10), np.uint8), np.diag([1, 2, 3.5, 1]))
     with pytest.raises(GeometryError, match="case7 have different voxel grids"):
-        dataset.read_cases(tmp_path, classes=2)
+        case.read()
     labels.write_bytes(b"not a NIfTI file")
     with pytest.raises(UnsupportedSeriesError, match="case7"):
-        dataset.read_cases(tmp_path, classes=2)
+        case.read()
+
+
+def test_a_case_that_was_written_anew_has_another_version(tmp_path: Path) -> None:
+    add(tmp_path, "a")
+    (before,) = dataset.open_folder(tmp_path, classes=2).cases
+    add(tmp_path, "a", scale=2)
+    (after,) = dataset.open_folder(tmp_path, classes=2).cases
+
+    assert before.version != after.version
+
+
+def write_raw(folder: Path, **entries: object) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, **entries}))
+
+
+def test_a_raw_folder_says_what_its_labels_are(tmp_path: Path) -> None:
+    add(tmp_path, "a_0000", layout=("imagesTr", "labelsTr"))
+    save(tmp_path / "labelsTr" / "a.nii.gz", (np.arange(720).reshape(8, 9, 10) % 3).astype(np.uint8))
+    write_raw(tmp_path, labels={"background": 0, "liver": 1, "ignore": 2}, file_ending=".nii.gz")
+
+    folder = dataset.open_folder(tmp_path, classes=2)
+
+    assert folder.raw is not None
+    assert (folder.raw.names, folder.raw.modality, folder.raw.regions) == (((1, "liver"),), "CT", ())
+    labels = folder.cases[0].read().labels
+    assert np.bincount(labels.ravel())[[0, 1, IGNORED]].tolist() == [240, 240, 240]
+
+
+def test_the_decathlon_names_values_the_other_way_round(tmp_path: Path) -> None:
+    add(tmp_path, "a", layout=("imagesTr", "labelsTr"))
+    write_raw(tmp_path, labels={"0": "background", "1": "spleen"}, modality={"0": "MRI"}, channel_names={})
+
+    folder = dataset.open_folder(tmp_path, classes=2)
+
+    assert folder.raw is not None
+    assert (folder.raw.names, folder.raw.modality) == (((1, "spleen"),), "MR")
+
+
+def test_regions_keep_their_values_and_the_class_that_each_paints(tmp_path: Path) -> None:
+    add(tmp_path, "a", layout=("imagesTr", "labelsTr"))
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "bright": 3}
+    write_raw(tmp_path, labels=labels, regions_class_order=[1, 2, 3])
+
+    raw = dataset.open_folder(tmp_path, classes=4).raw
+
+    assert raw is not None
+    assert (raw.regions, raw.region_classes) == (((1, 2, 3), (2, 3), (3,)), (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"labels": {"background": 0, "a": 1}, "channel_names": {"0": "T1", "1": "T2"}}, "2 channels"),
+        ({"labels": {"background": 0, "a": 1}, "file_ending": ".nrrd"}, r"end in \.nrrd"),
+        ({"labels": {"background": 0, "a": 1, "b": 2}}, r"labels \[1, 2\]; .* 1 to 1"),
+        ({"labels": {"background": 0, "a": [1, 2]}}, "0 entries in regions_class_order"),
+        ({"labels": {"background": 0, "a": "first"}}, "whole number"),
+        ({}, "wrong at labels"),
+    ],
+)
+def test_a_dataset_file_that_cannot_be_followed_is_refused(
+    tmp_path: Path, entries: dict[str, object], message: str
+) -> None:
+    add(tmp_path, "a", layout=("imagesTr", "labelsTr"))
+    write_raw(tmp_path, **entries)
+
+    with pytest.raises(InputError, match=message):
+        dataset.open_folder(tmp_path, classes=2)
 
 
 def test_images_that_are_not_three_dimensional_or_sheared_are_refused(tmp_path: Path) -> None:
@@ -112,56 +184,63 @@ def test_images_that_are_not_three_dimensional_or_sheared_are_refused(tmp_path: 
         dataset.read_image(tmp_path / "sheared.nii.gz")
 
 
-@pytest.fixture
-def cases(tmp_path: Path) -> tuple[LabelledCase, ...]:
-    for index in range(10):
-        add(tmp_path, f"bright{index}", scale=500)
-        add(tmp_path, f"dark{index}", scale=5)
-    return dataset.read_cases(tmp_path, classes=2)
+def bright_and_dark() -> list[SplitCase]:
+    names = [(f"{kind}{index}", kind) for index in range(10) for kind in ("bright", "dark")]
+    return [SplitCase(name=name, stratum=kind) for name, kind in names]
 
 
-def test_a_split_takes_its_share_of_every_kind_of_intensities(cases: tuple[LabelledCase, ...]) -> None:
-    split = dataset.split_cases(
-        cases, hold_out_fraction=0.2, validation_fraction=0.1, generator=np.random.default_rng(3)
+def split(cases: list[SplitCase], seed: int = 3) -> CaseSplit:
+    return split_cases(
+        cases, hold_out_fraction=0.2, validation_fraction=0.1, generator=np.random.default_rng(seed)
     )
 
-    for names, expected in ((split.hold_out, 2), (split.validation, 1), (split.training, 7)):
+
+def test_a_stratum_is_the_stored_type_and_the_magnitude(tmp_path: Path) -> None:
+    add(tmp_path, "bright", scale=500)
+    add(tmp_path, "dark", scale=5)
+
+    bright, dark = (case.read().stratum for case in dataset.open_folder(tmp_path, classes=2).cases)
+
+    assert (bright, dark) == ("float32/1e2", "float32/1e0")
+
+
+def test_a_split_takes_its_share_of_every_kind_of_intensities() -> None:
+    cases = bright_and_dark()
+
+    found = split(cases)
+
+    for names, expected in ((found.hold_out, 2), (found.validation, 1), (found.training, 7)):
         assert sum(name.startswith("bright") for name in names) == expected
         assert sum(name.startswith("dark") for name in names) == expected
-    assert sorted(split.hold_out + split.validation + split.training) == [case.name for case in cases]
+    assert sorted(found.hold_out + found.validation + found.training) == sorted(case.name for case in cases)
 
 
-def test_a_split_depends_on_names_and_seed_only(cases: tuple[LabelledCase, ...]) -> None:
-    def split(order: tuple[LabelledCase, ...], seed: int) -> dataset.CaseSplit:
-        return dataset.split_cases(
-            order, hold_out_fraction=0.2, validation_fraction=0.1, generator=np.random.default_rng(seed)
-        )
+def test_a_split_depends_on_names_and_seed_only() -> None:
+    cases = bright_and_dark()
 
-    assert split(cases, 1) == split(tuple(reversed(cases)), 1)
+    assert split(cases, 1) == split(cases[::-1], 1)
     assert split(cases, 1) != split(cases, 2)
 
 
-def test_a_plan_follows_the_training_images(cases: tuple[LabelledCase, ...]) -> None:
-    plan = planner.make_plan(
-        [case.image for case in cases], name="m", modalities=("MR",), classes=2, filters=(4, 8, 8, 8)
-    )
+def test_cases_of_one_patient_stay_on_one_side() -> None:
+    cases = [SplitCase(name=f"{index:02}", stratum="s", patient=f"p{index // 3}") for index in range(30)]
 
-    # The NIfTI axes are x 1 mm, y 2 mm, z 3 mm; the plan's are (slice z, row y, column x).
-    assert plan.spacing_mm == (3.0, 2.0, 1.0)
-    assert plan.image_extent.median_mm == (30.0, 18.0, 8.0)
-    # Slices (3 mm) are coarser than twice the columns (1 mm) at the first level, not at the second.
-    assert plan.network.kernels[0] == (1, 3, 3)
-    assert plan.network.strides[:3] == ((1, 1, 1), (1, 2, 2), (2, 1, 1))
-    assert all(size % step == 0 for size, step in zip(plan.patch_shape, plan.network.divisors, strict=True))
+    found = split(cases)
+
+    for names in (found.training, found.validation, found.hold_out):
+        patients = {int(name) // 3 for name in names}
+        assert len(names) == 3 * len(patients)
 
 
-def test_a_patch_of_large_images_is_bounded() -> None:
-    network = planner.plan_network(
-        np.array([300.0, 512, 512]), np.ones(3), classes=2, filters=(4, 4, 4, 4, 4)
-    )
+def test_a_side_that_was_fixed_before_stays_for_the_whole_patient() -> None:
+    sides = {0: True, 1: False, 2: False, 3: False, 4: None}
+    cases = [
+        SplitCase(name=f"{index}", stratum="s", patient=f"p{min(index, 4)}", is_hold_out=sides[min(index, 4)])
+        for index in range(6)
+    ]
+    cases.append(SplitCase(name="late", stratum="t", patient="p0"))
 
-    patch = planner.patch_shape(np.array([300.0, 512, 512]), network.divisors)
+    found = split(cases)
 
-    assert network.divisors == (16, 16, 16)
-    assert np.prod(patch) <= 96**3
-    assert all(size % 16 == 0 and size >= 16 for size in patch)
+    assert {"0", "late"} <= set(found.hold_out)
+    assert not {"1", "2", "3"} & set(found.hold_out)

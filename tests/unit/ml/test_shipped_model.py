@@ -13,7 +13,8 @@ from dicomnode.ml.inference.engine import LoadedModel
 from dicomnode.ml.model import card, package
 from dicomnode.ml.training import dataset
 from dicomnode.ml.training.dataset import LabelledCase
-from dicomnode.ml.training.pretrain import PretrainRecipe
+from dicomnode.ml.training.order import PretrainRecipe
+from dicomnode.ml.training.splits import SplitCase, split_cases
 
 FOLDER = Path(__file__).resolve().parents[3] / "models" / "hippocampus"
 ROW = re.compile(r"^\| hold-out \(\d+\) \| ([^|]+) \| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+) \|", re.MULTILINE)
@@ -27,7 +28,7 @@ def model() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def cases(data_dir: Path) -> tuple[LabelledCase, ...]:
-    return dataset.read_cases(data_dir / "hippocampus", classes=3)
+    return tuple(case.read() for case in dataset.open_folder(data_dir / "hippocampus", classes=3).cases)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,8 @@ def test_hold_out_cases_score_as_the_card_says(
     model: LoadedModel, text: str, cases: tuple[LabelledCase, ...]
 ) -> None:
     recipe = PretrainRecipe()
-    split = dataset.split_cases(
-        cases,
+    split = split_cases(
+        [SplitCase(name=case.name, stratum=case.stratum) for case in cases],
         hold_out_fraction=recipe.hold_out_fraction,
         validation_fraction=recipe.validation_fraction,
         generator=np.random.default_rng(recipe.seed),

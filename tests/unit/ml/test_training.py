@@ -11,7 +11,7 @@ from highdicom import Volume
 from torch import nn
 
 from dicomnode import weights
-from dicomnode.errors import CorrectionError, GeometryError
+from dicomnode.errors import CorrectionError, GeometryError, ModelFormatError
 from dicomnode.ml.evaluation import scores
 from dicomnode.ml.inference import engine
 from dicomnode.ml.model import network, package
@@ -259,3 +259,23 @@ def test_review_of_coarse_slices_reaches_all_fine_slices_between(
     assert volume.labels.shape == (20, 11, 12)
     assert np.flatnonzero(volume.trust.any(axis=(1, 2))).tolist() == [6, 7]
     assert volume.centres[0][0] == pytest.approx(6.5)
+
+
+def test_a_model_of_several_networks_is_not_tuned(tiny: ModelPackage, case: TrainingCase) -> None:
+    stage = replace(tiny.plan.final, members=2)
+    single = weights.read(tiny.weights_path)
+    tensors = {
+        f"stage0.member{member}.{name}": tensor.clone()
+        for member in range(2)
+        for name, tensor in single.items()
+    }
+    folds = package.write(
+        tiny.folder.parent / "folds",
+        replace(tiny.plan, stages=(stage,)),
+        tiny.card.segments,
+        tensors,
+        "# two folds\n",
+    )
+
+    with pytest.raises(ModelFormatError, match="consists of 2 networks"):
+        tune(folds, [case])
