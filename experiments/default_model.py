@@ -37,6 +37,7 @@ from dicomnode.ml.planning.planner import Rules
 from dicomnode.ml.training import dataset
 from dicomnode.ml.training.dataset import LabelledFolder
 from dicomnode.ml.training.order import PretrainRecipe
+from dicomnode.ml.training.pretrain import WORK_FOLDER
 from dicomnode.ml.training.splits import CaseSplit, SplitCase, split_cases
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -92,7 +93,7 @@ def run_ours(folder: LabelledFolder, split: CaseSplit, options: argparse.Namespa
     work = options.work / f"ours_{options.features}"
     work.mkdir(exist_ok=True)
     model = work / "hippocampus"
-    if not (model / package.WEIGHTS_FILE).is_file():
+    if not (model / package.WEIGHTS_FILE).is_file() or (model / WORK_FOLDER).exists():
         plan = write_plan(folder, split, work / "planning.json", features=options.features)
         words = ["pretrain", DATA, "--labels", MODEL / "labels.toml", "--about", MODEL / "about.md"]
         words += ["--plan", plan, "--minutes", options.minutes, "--out", model, "--epoch-steps", 25]

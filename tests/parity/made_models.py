@@ -57,8 +57,10 @@ def train(python: Path, folder: Path, data: Path | None) -> Mapping[str, NnunetM
         _start_driver(python, folder, data, names[half::2], folder / f"train_models_{half + 1}.log")
         for half in (0, 1)
     ]
+    for process, _ in running:
+        process.wait()
     for process, output in running:
-        assert process.wait() == 0, output.read_text()[-4000:]
+        assert process.returncode == 0, output.read_text()[-4000:]
     return {name: read_model(folder / name) for name in names}
 
 

@@ -60,12 +60,13 @@ class Peak:
 class _Heap:
     """What a process on a CPU takes beyond its live blocks: measured, see bench/memory.py."""
 
-    holes: float  # share of the passing blocks of the heap
-    fixed_bytes: int  # code and scratch memory of oneDNN; in training also what torch imports when it begins
+    holes: float  # share of the blocks of the heap that are not weights
+    fixed_mib: dict[int, int]  # code and scratch memory of oneDNN, in two and in three dimensions
 
 
-_SEGMENTING = _Heap(holes=0.4, fixed_bytes=20 * _MIB)
-_TRAINING = _Heap(holes=0.5, fixed_bytes=95 * _MIB)
+_SEGMENTING = _Heap(holes=0.57, fixed_mib={2: 17, 3: 31})
+_TRAINING = _Heap(holes=0.53, fixed_mib={2: 86, 3: 108})
+"""Training also imports more of torch with its first step."""
 
 
 def predict(plan: Plan, *, batch_size: int) -> PredictedMemory:
@@ -88,13 +89,13 @@ def inference_bytes(network: NetworkPlan, tile: Triple, *, device: DeviceKind, b
     peak = walk(network, tile, batch_size=batch_size, use="inference", half=device == "cuda")
     if device == "cuda":
         return _on_cuda(peak, extra=peak.weight_bytes)  # float32 weights, converted when they are used
-    return _on_cpu(peak, _SEGMENTING)
+    return _on_cpu(peak, _SEGMENTING, network.dimensions)
 
 
 def training_bytes(network: NetworkPlan, patch: Triple, *, device: DeviceKind, batch_size: int) -> int:
     """Predict the peak of a training that runs: weights, gradients and momentum included."""
     peak = walk(network, patch, batch_size=batch_size, use="training", half=device == "cuda")
-    return _on_cuda(peak, extra=0) if device == "cuda" else _on_cpu(peak, _TRAINING)
+    return _on_cuda(peak, extra=0) if device == "cuda" else _on_cpu(peak, _TRAINING, network.dimensions)
 
 
 def walk(
@@ -145,9 +146,9 @@ def _on_meta(network: NetworkPlan) -> nn.Module:
         return networks.build(network)
 
 
-def _on_cpu(peak: Peak, heap: _Heap) -> int:
+def _on_cpu(peak: Peak, heap: _Heap, dimensions: int) -> int:
     passing = peak.heap_bytes - min(peak.weight_bytes, peak.heap_bytes)
-    return peak.live_bytes + int(heap.holes * passing) + heap.fixed_bytes
+    return peak.live_bytes + int(heap.holes * passing) + heap.fixed_mib[dimensions] * _MIB
 
 
 def _on_cuda(peak: Peak, *, extra: int) -> int:
