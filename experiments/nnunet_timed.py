@@ -113,9 +113,10 @@ def train() -> nnUNetTrainer:
     dataset = json.loads((FOLDER / "raw" / NAME / "dataset.json").read_text())
     plans["continue_training"] = STATE.is_file()
     trainer = nnUNetTrainer(plans, CONFIGURATION, 0, dataset, device=CPU)
-    if STATE.is_file():
-        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
-    if not (Path(trainer.output_folder) / "checkpoint_final.pth").is_file():
+    latest, final = (Path(trainer.output_folder) / f"checkpoint_{which}.pth" for which in ("latest", "final"))
+    if latest.is_file():
+        trainer.load_checkpoint(str(latest))
+    if not final.is_file():
         trainer.run_training()
     return trainer
 

@@ -33,7 +33,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
     def load(model: NnunetModel, prediction: Prediction) -> LoadedModel:
         folds = tuple(str(fold) for fold in prediction.folds)
-        key = "-".join((model.name, str(model.archive is None), prediction.configuration, *folds))
+        key = "-".join((_source(model).stem, model.name, prediction.configuration, *folds))
         if key not in loaded:
             options = ImportOptions(
                 name="parity",
