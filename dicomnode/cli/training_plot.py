@@ -9,7 +9,8 @@ from dicomnode.imaging.pictures.preview import font
 from dicomnode.ml.training.history import EpochRecord
 
 WIDTH, PANEL_HEIGHT = 1120, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 200, 40, 40
+LEFT, RIGHT, TOP, BOTTOM = 64, 260, 40, 40
+LONGEST_NAME = 28
 BACKGROUND = (255, 255, 255)
 INK = (30, 34, 40)
 FAINT = (120, 126, 136)
@@ -122,6 +123,8 @@ def _grid(pen: ImageDraw.ImageDraw, axes: _Axes) -> None:
         x, y = axes.at(index, axes.low)
         pen.line((x, y, x, y + 4), fill=FAINT)
         pen.text((x, y + 8), f"{index + 1}", fill=FAINT, font=font(13), anchor="ma")
+    _, foot = axes.at(0, axes.low)
+    pen.text((WIDTH - RIGHT + 16, foot), "epoch", fill=FAINT, font=font(13), anchor="lm")
 
 
 def _draw_curve(pen: ImageDraw.ImageDraw, axes: _Axes, curve: _Curve, number: int) -> None:
@@ -133,4 +136,4 @@ def _draw_curve(pen: ImageDraw.ImageDraw, axes: _Axes, curve: _Curve, number: in
     last = next((value for value in reversed(curve.values) if value is not None), None)
     if last is not None:
         at = (WIDTH - RIGHT + 16, axes.top + TOP + 20 * number)
-        pen.text(at, f"{last:.3f}  {curve.name}"[:26], fill=curve.colour, font=font(13))
+        pen.text(at, f"{last:.3f}  {curve.name[:LONGEST_NAME]}", fill=curve.colour, font=font(13))

@@ -146,9 +146,9 @@ def test_the_picture_shows_loss_and_dice_with_and_without_validation() -> None:
 
     both, alone = draw("m", history), draw("m", [record(epoch, {}) for epoch in range(1, 6)])
 
-    upper = [both.crop((64, 0, 920, 320)), alone.crop((64, 0, 920, 320))]
+    upper = [both.crop((64, 0, 860, 320)), alone.crop((64, 0, 860, 320))]
     assert all(COLOURS[0] in {colour for _, colour in part.getcolors(10**6)} for part in upper)
-    lower = both.crop((64, 320, 920, 640))
+    lower = both.crop((64, 320, 860, 640))
     assert COLOURS[0] in {colour for _, colour in lower.getcolors(10**6)}
     assert COLOURS[1] not in {colour for _, colour in lower.getcolors(10**6)}
     draw("m", history[:1])

@@ -40,18 +40,6 @@ class Processes:
         if self.is_group:
             distributed.barrier()
 
-    def any_of(self, flag: bool) -> bool:  # noqa: FBT001
-        """Answer whether the flag is set in any process."""
-        return self.sum(torch.tensor([float(flag)])).item() > 0
-
-    def longest(self, seconds: float) -> float:
-        """Give the largest of the figures of all processes, so that their schedules agree."""
-        if not self.is_group:
-            return seconds
-        shared = torch.tensor([seconds], dtype=torch.float64, device=self.device)
-        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
-        return float(shared.item())
-
     def sum(self, values: Tensor) -> Tensor:
         """Add up figures over all processes."""
         if not self.is_group:

@@ -1,6 +1,6 @@
 """A network on its way from first weights to last ones: what changes with every step of a training."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +44,16 @@ class Run:
             regions=method.regions, batch_dice=method.batch_dice, shared=processes.is_group
         )
         bare = networks.build(plan, deep_supervision=isinstance(plan, UNetPlan)).to(processes.device)
+        self._keeps_channels_last = _is_quick_with_channels_last(bare, method, processes.device)
+        if self._keeps_channels_last:
+            bare = bare.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._bare = bare
         self._shared = processes.share(bare)
         self._optimizer = method.optimiser.make(bare.parameters(), method.learning_rate)
         decay = method.average_decay
-        self._average = None if decay is None else AveragedModel(bare, avg_fn=_blend(decay), use_buffers=True)
+        self._average = (
+            None if decay is None else AveragedModel(bare, multi_avg_fn=_blend(decay), use_buffers=True)
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -119,7 +124,9 @@ class Run:
         kinds = {_WEIGHTS: networks.tensors_of(self._bare)}
         for name, parameter in self._bare.named_parameters():
             for key, value in self._optimizer.state[parameter].items():
-                kinds.setdefault(_MEMORY + key, {})[name] = torch.as_tensor(value).detach().cpu().clone()
+                kinds.setdefault(_MEMORY + key, {})[name] = (
+                    torch.as_tensor(value).detach().cpu().clone().contiguous()
+                )
         if self._average is not None:
             kinds[_AVERAGE] = networks.tensors_of(self._average.module)
         return kinds
@@ -140,16 +147,28 @@ class Run:
     def _outputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor | list[Tensor], Tensor]:
         device = self._processes.device
         images = batch.images.to(device, non_blocking=True)
+        if self._keeps_channels_last:
+            images = images.contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._method.bfloat16):
             outputs: Tensor | list[Tensor] = network(images)
         return outputs, batch.labels.to(device, non_blocking=True)
 
 
-def _blend(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+def _is_quick_with_channels_last(network: nn.Module, method: Method, device: torch.device) -> bool:
+    """Answer for a three-dimensional network: yes, but for bfloat16 on a CPU, where it costs a tenth."""
+    is_solid = {parameter.ndim for parameter in network.parameters()} & {4, 5} == {5}
+    return is_solid and not (device.type == "cpu" and method.bfloat16)
+
+
+def _blend(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     """Average with a decay that grows towards its value, so that the first weights are soon forgotten."""
 
-    def blend(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    def blend(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         keep = min(decay, (1 + int(count)) / (10 + int(count)))
-        return torch.lerp(current, averaged, keep) if averaged.is_floating_point() else current
+        for mean, new in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(new, 1 - keep)
+            else:
+                mean.copy_(new)
 
     return blend
