@@ -19,7 +19,7 @@ from dicomnode.casebook import Casebook
 from dicomnode.clock import start_clock
 from dicomnode.domain import JobKind, JobState, ModelOrigin, ModelState
 from dicomnode.errors import ConfigError, InputError, ModelFormatError
-from dicomnode.ml.inference import engine
+from dicomnode.ml.inference import engine, heap
 from dicomnode.ml.inference.engine import LoadedModel
 from dicomnode.ml.model import package
 from dicomnode.ml.model.package import ModelPackage
@@ -62,6 +62,7 @@ def work(settings: NodeSettings) -> None:
     """Run jobs and the clock until a signal ends the process."""
     stop = stop_on_signals()
     configure_logging(settings, process="work")
+    heap.use_one_heap()
     use_threads(settings.node.threads)
     with opened_tools(settings, should_stop=stop.is_set) as tools:
         clock = start_clock(settings, tools)

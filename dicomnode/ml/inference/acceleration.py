@@ -3,15 +3,16 @@
 On the CPU the time of a U-Net goes into convolutions, and as much again into copies between memory
 layouts around them: PyTorch normalises instances in one layout and convolves in another, and leaves
 small convolutions to a slow path. Here channels stay last throughout, every convolution goes to
-oneDNN, and instances are normalised where they lie.
+oneDNN, instances are normalised and blocks of voxels averaged where they lie.
 
 On a GPU the same layout is kept and convolutions run in bfloat16.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,30 @@ class _Normalisation(nn.Module):
         return functional.batch_norm(image, mean, variance, self.weight, self.bias, eps=self._eps)
 
 
+class _Pooling(nn.Module):
+    """The mean of blocks that do not overlap, without the copies that PyTorch's own makes around it."""
+
+    def __init__(self, plain: nn.AvgPool3d) -> None:
+        super().__init__()
+        self._plain = plain
+        self._block = _three(plain.kernel_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if any(size % wanted for size, wanted in zip(images.shape[2:], self._block, strict=True)):
+            plain: Tensor = self._plain(images)
+            return plain
+        first, *others = (self._every(images, offsets) for offsets in product(*map(range, self._block)))
+        total = first.clone()
+        for other in others:
+            total += other
+        return total.div_(math.prod(self._block))
+
+    def _every(self, images: Tensor, offsets: Sequence[int]) -> Tensor:
+        """Take one voxel of each block."""
+        steps = (slice(offset, None, step) for offset, step in zip(offsets, self._block, strict=True))
+        return images[(slice(None), slice(None), *steps)]
+
+
 def _moments(image: Tensor) -> tuple[Tensor, Tensor]:
     """Give mean and variance of each channel of an image (1, C, S, R, K).
 
@@ -103,6 +128,7 @@ _MOST_SUMS = 2**13
 _REPLACEMENTS: tuple[tuple[type[nn.Module], Callable[..., nn.Module]], ...] = (
     (nn.Conv3d, _Convolution),
     (nn.InstanceNorm3d, _Normalisation),
+    (nn.AvgPool3d, _Pooling),
 )
 
 
@@ -121,11 +147,17 @@ def _can_replace(module: nn.Module) -> bool:
         return type(module) is nn.Conv3d and module.padding_mode == "zeros" and module.padding != "same"
     if isinstance(module, nn.InstanceNorm3d):
         return type(module) is nn.InstanceNorm3d and not module.track_running_stats
+    if isinstance(module, nn.AvgPool3d):
+        return _three(module.stride) == _three(module.kernel_size) and not any(_three(module.padding))
     return False
 
 
 def _replacement(module: nn.Module) -> nn.Module:
     return next(make(module) for kind, make in _REPLACEMENTS if isinstance(module, kind))
+
+
+def _three(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    return (sizes,) * 3 if isinstance(sizes, int) else tuple(sizes)
 
 
 def _fixed(padding: str | tuple[int, ...]) -> tuple[int, ...]:

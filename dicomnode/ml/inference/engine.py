@@ -13,7 +13,7 @@ from dicomnode.domain import ModelCard
 from dicomnode.errors import ConfigError, GpuMemoryError
 from dicomnode.ml.frame import framing, resampling
 from dicomnode.ml.frame.framing import Framed
-from dicomnode.ml.inference import acceleration, ladder, window
+from dicomnode.ml.inference import acceleration, heap, ladder, window
 from dicomnode.ml.inference.ladder import Step
 from dicomnode.ml.inference.painting import Painter
 from dicomnode.ml.inference.window import Progress, Window
@@ -168,14 +168,15 @@ def _segment(
         painter = _painter(model.plan, stage, framed, step.device)
         mirror_axes = stage.mirror_axes if wishes.mirror else ()
         at_home = step.device == model.device
-        window.slide(
-            members if at_home else [acceleration.copy_to(one, step.device) for one in members],
-            channels,
-            Window(tile=step.tile, overlap=stage.overlap, mirror_axes=mirror_axes, batch=step.batch),
-            device=step.device,
-            emit=painter.take,
-            progress=wishes.progress,
-        )
+        with heap.kept():
+            window.slide(
+                members if at_home else [acceleration.copy_to(one, step.device) for one in members],
+                channels,
+                Window(tile=step.tile, overlap=stage.overlap, mirror_axes=mirror_axes, batch=step.batch),
+                device=step.device,
+                emit=painter.take,
+                progress=wishes.progress,
+            )
         return painter.labels
 
     labels = ladder.climb_down(ladder.steps(stage, model.device), run, note=wishes.note)

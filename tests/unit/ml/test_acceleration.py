@@ -106,3 +106,26 @@ def test_a_layer_with_two_names_stays_one_layer_and_odd_padding_is_left_alone() 
     assert quick.conv is quick.all_modules[0]  # type: ignore[index]
     assert isinstance(quick.all_modules[1], nn.Conv3d)  # type: ignore[index]
     torch.testing.assert_close(quick(acceleration.layout(images)), plain(images))
+
+
+@pytest.mark.parametrize("block", [2, (1, 2, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 6, 8, 4), (1, 3, 7, 8, 4)], ids=["divides", "does not divide"])
+def test_blocks_of_voxels_are_averaged_as_pytorch_does(
+    block: int | tuple[int, int, int], shape: tuple[int, ...]
+) -> None:
+    plain = nn.AvgPool3d(block)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+    quick = acceleration.prepare(nn.Sequential(nn.Conv3d(3, 3, 1), nn.Sequential(copy.deepcopy(plain))), CPU)
+
+    pooled = quick[1](acceleration.layout(images))  # type: ignore[index]
+    torch.testing.assert_close(pooled, plain(images), atol=1e-6, rtol=1e-6)
+    assert pooled.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_pooling_that_overlaps_or_pads_is_left_alone() -> None:
+    plain = nn.Sequential(nn.AvgPool3d(3, stride=2), nn.AvgPool3d(2, padding=1))
+
+    quick = acceleration.prepare(copy.deepcopy(plain), CPU)
+
+    assert [type(layer) for layer in quick.children()] == [nn.AvgPool3d, nn.AvgPool3d]
