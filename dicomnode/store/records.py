@@ -242,6 +242,11 @@ class ModelRecord:
     release_version: int | None = None  # of the federation, for versions that came from it
     steps: int = 0  # optimiser steps that made it from its parent
     epochs: int = 0
+    case_digests: tuple[tuple[str, Sha256], ...] = ()  # each case that it was trained on, and of its arrays
+    recipe_json: str = ""  # in full, as it was; the words of `recipe` may mean something else later
+    environment_json: str = ""  # of the process that made it
+    run_folder: str = ""  # with the course of its training
+    advice: str = ""  # what a person should do about it; written by the store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,9 +268,33 @@ class ModelSwitch:
     version: ModelVersion
     previous: ModelVersion | None
     is_rollback: bool
+    is_automatic: bool  # by a rule of the node; False: a person answers for it
     by: str
     reason: str
     at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLock:
+    """A model whose version in use is changed by persons only."""
+
+    name: str
+    by: str
+    reason: str
+    at: datetime
+
+    @property
+    def in_words(self) -> str:
+        """Who locked it and why; without the time, which readers see in their own zone."""
+        return f"model {self.name} is locked by {self.by or 'an unnamed person'} ({self.reason})"
+
+
+class Retreat(StrEnum):
+    """What became of a version in use that does worse than the one before."""
+
+    ROLLED_BACK = "rolled_back"
+    ADVISED = "advised"  # a person decides, and has now been told
+    NONE = "none"  # that was said before, or a person stands by the version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,6 +343,7 @@ class ReleaseState(StrEnum):
     ADOPTED = "adopted"
     REFUSED = "refused"
     INCONCLUSIVE = "inconclusive"
+    CANDIDATE = "candidate"  # the gate accepted it, and a person decides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -288,11 +288,16 @@ class ModelTable(SiteTable, table=True):
     recipe: str = Field(sa_type=Prose)
     gate_report_json: str = Field(sa_type=Prose)
     case_ids_json: str = Field(sa_type=Prose)
+    case_digests_json: str = Field(sa_type=Prose)
+    recipe_json: str = Field(sa_type=Prose)
+    environment_json: str = Field(sa_type=Prose)
     folder: str = Field(sa_type=Word)
     weights_sha256: str = Field(sa_type=Word)
     release_version: int | None = None
     steps: int = 0
     epochs: int = 0
+    run_folder: str = Field(sa_type=Word)
+    advice: str = Field(sa_type=Prose)
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 
@@ -306,6 +311,18 @@ class ModelSwitchTable(SiteTable, table=True):
     version: str = Field(sa_type=Word, foreign_key="model.version")
     previous: str | None = Field(sa_type=Word, default=None)
     is_rollback: bool
+    is_automatic: bool
+    by: str = Field(sa_type=Word)
+    reason: str = Field(sa_type=Prose)
+    at: datetime = Field(sa_type=UtcDateTime)
+
+
+class ModelLockTable(SiteTable, table=True):
+    """A model whose version in use is changed by persons only; the row goes with the lock."""
+
+    __tablename__ = "model_lock"
+
+    name: str = Field(sa_type=Word, primary_key=True)
     by: str = Field(sa_type=Word)
     reason: str = Field(sa_type=Prose)
     at: datetime = Field(sa_type=UtcDateTime)
