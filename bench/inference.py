@@ -37,6 +37,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy import ndimage
 
 from dicomnode.ml.imports.importer import ImportOptions, import_model
+from dicomnode.ml.model import package
 
 SHAPE = (512, 512, 300)
 SPACING_MM = (0.8, 0.8, 1.0)
@@ -95,7 +96,7 @@ def compare(case: Case, folder: Path, arguments: argparse.Namespace) -> dict[str
     results = make_results(case, folder / case.name.replace(" ", "-"), arguments.models / NARROW)
     theirs = nnunet(case, folder, results, arguments)
     ours = node(case, folder, results, arguments)
-    found, expected = _our_labels(results / "ours"), _their_labels(results / "theirs")
+    found, expected = _our_labels(results), _their_labels(results / "theirs")
     return {
         "case": case.name,
         "ours": asdict(ours),
@@ -330,21 +331,20 @@ def _widened(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor / REPEATS if tensor.ndim > 1 and comes_in in axes else tensor
 
 
-def _our_labels(folder: Path) -> NDArray[np.uint8]:
-    ds = dcmread(next(folder.glob("*.labelmap.dcm")))
+def _our_labels(results: Path) -> NDArray[np.uint8]:
+    """Read the label map; the object numbers the segments that were found, the card knows their classes."""
+    classes = {
+        segment.label: segment.class_index for segment in package.read(results / "package").card.segments
+    }
+    ds = dcmread(next((results / "ours").glob("*.labelmap.dcm")))
+    of_number = np.zeros(256, np.uint8)
+    for item in ds.SegmentSequence:
+        of_number[item.SegmentNumber] = classes.get(item.SegmentLabel, 0)
     labels: NDArray[np.uint8] = ds.pixel_array
-    order = np.argsort(
-        [
-            float(f.PlanePositionSequence[0].ImagePositionPatient[2])
-            for f in ds.PerFrameFunctionalGroupsSequence
-        ]
-    )
     whole = np.zeros(SHAPE[::-1], np.uint8)
-    places = [
-        float(f.PlanePositionSequence[0].ImagePositionPatient[2]) for f in ds.PerFrameFunctionalGroupsSequence
-    ]
-    for frame in order:
-        whole[round(places[frame] / SPACING_MM[2])] = labels[frame]
+    for frame, groups in zip(labels, ds.PerFrameFunctionalGroupsSequence, strict=True):
+        height = float(groups.PlanePositionSequence[0].ImagePositionPatient[2])
+        whole[round(height / SPACING_MM[2])] = of_number[frame]
     return whole
 
 

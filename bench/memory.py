@@ -33,9 +33,10 @@ from dicomnode.ml.planning.fingerprint import CaseSize, Fingerprint, ForegroundI
 from dicomnode.ml.planning.planned import Aim
 from dicomnode.ml.planning.planner import Rules
 from dicomnode.ml.training.fit import Batch
+from dicomnode.ml.training.objective import from_scratch
 from dicomnode.ml.training.pace import OPTIMISERS
 from dicomnode.ml.training.processes import Processes
-from dicomnode.ml.training.run import Method, Run
+from dicomnode.ml.training.run import Method, Run, fresh
 
 ALLOWED = 0.15
 SHARES = (1.0, 0.75, 0.5)  # of each axis of the planned patch
@@ -179,9 +180,10 @@ def segment(row: Row, images: torch.Tensor) -> None:
 def train(row: Row, images: torch.Tensor) -> None:
     """Take steps as a training does."""
     labels = torch.randint(0, row.network.classes, (row.batch_size, *row.patch), dtype=torch.uint8)
-    method = Method(optimiser=OPTIMISERS["sgd"], learning_rate=1e-3)
+    loss = from_scratch(regions=(), batch_dice=False, shared=False)
+    method = Method(loss=loss, optimiser=OPTIMISERS["sgd"], learning_rate=1e-3)
     processes = Processes(rank=0, count=1, device=torch.device("cpu"))
-    course = Run(row.network, method, processes, seed=0)
+    course = Run(fresh(row.network, seed=0), method, processes, seed=0)
     for number in range(STEPS):
         course.step(Batch(images=images, labels=labels), number=number, done=0.0)
 

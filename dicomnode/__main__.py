@@ -17,6 +17,7 @@ from dicomnode.cli import (
     routes,
     segmenting,
     site,
+    training,
 )
 from dicomnode.cli.show import ConfigOption
 from dicomnode.demo import story as demo_story
@@ -45,7 +46,7 @@ for command in (
     site.check,
     site.status,
     segmenting.segment,
-    site.train,
+    training.train,
     planning.plan,
     pretraining.pretrain,
     evaluation.evaluate,

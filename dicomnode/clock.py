@@ -1,7 +1,8 @@
-"""The clock of a site: each tick looks at the state and inserts the jobs that are due, nothing more."""
+"""The clock of a site: each tick looks at the state and inserts the jobs that are due, or steps back from a
+version that does worse; nothing that takes long."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -10,7 +11,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from dicomnode.errors import PeerError, UpdateRejectedError
-from dicomnode.pipeline import adopt, learn, push
+from dicomnode.pipeline import adopt, guard, learn, push
 from dicomnode.pipeline.tools import Tools
 from dicomnode.settings import NodeSettings
 
@@ -18,6 +19,7 @@ log = structlog.get_logger()
 
 _SWEEP_AGE = timedelta(hours=6)
 _SPREAD_S = 600  # sites of one federation must not all call in the same minute
+_GUARD_MINUTES = 5
 
 
 def start_clock(settings: NodeSettings, tools: Tools) -> BackgroundScheduler:
@@ -28,6 +30,7 @@ def start_clock(settings: NodeSettings, tools: Tools) -> BackgroundScheduler:
     quiet_period = timedelta(seconds=settings.work.quiet_period_s)
     clock.add_job(tick_series, IntervalTrigger(seconds=settings.work.tick_s), args=[tools, quiet_period])
     clock.add_job(tick_sweep, IntervalTrigger(hours=1), args=[tools])
+    clock.add_job(tick_guard, IntervalTrigger(minutes=_GUARD_MINUTES), args=[tools])
     if settings.training.enabled:
         clock.add_job(tick_training, IntervalTrigger(minutes=1), args=[tools])
     if settings.federation.enabled:
@@ -48,10 +51,16 @@ def tick_series(tools: Tools, quiet_period: timedelta) -> None:
 
 def tick_training(tools: Tools) -> None:
     """Inside the training window, queue a training for each model that has enough new corrections."""
-    local = datetime.now().astimezone().time()
+    local = tools.now().astimezone()
     if tools.training.is_open(local):
         for model in tools.model_names:
             learn.enqueue_if_due(model, tools)
+
+
+def tick_guard(tools: Tools) -> None:
+    """Step back from each version in use that readers' corrections show to do worse than the one before."""
+    for model in tools.model_names:
+        guard.step_back_if_worse(model, tools)
 
 
 def tick_push(tools: Tools) -> None:

@@ -145,6 +145,7 @@ def opened_tools(
             federation_key=federation_key(settings),
             exchange=settings.exchange_dir,
             pictures=settings.pictures_dir,
+            runs=settings.runs_dir,
             now=utc_now,
             should_stop=should_stop,
             progress=progress,
@@ -174,7 +175,7 @@ def package_models(settings: NodeSettings, *, chosen: Path | None = None) -> Cal
 
 
 def run_job(settings: NodeSettings, tools: Tools, kind: JobKind, digest: str) -> JobRow:
-    """Wait until a queued job has ended, and run it here if no running node takes it first."""
+    """Wait until a queued job has ended or this process is to; run it here if no running node takes it."""
     lane = replace(
         worker(settings, replace(tools, steps_back=False), "compute"),
         owner=f"command-{os.getpid()}",
@@ -186,9 +187,10 @@ def run_job(settings: NodeSettings, tools: Tools, kind: JobKind, digest: str) ->
         if row is None:
             raise InputError(f"no {kind} job of digest {digest} is queued")
         waits_for_next_attempt = row.state is JobState.READY and row.run_after > tools.now()
-        if waits_for_next_attempt or row.state not in (JobState.READY, JobState.RUNNING):
+        has_ended = row.state not in (JobState.READY, JobState.RUNNING)
+        if waits_for_next_attempt or has_ended or tools.should_stop():
             return row
-        if not lane.run_once():
+        if not lane.run_once() and not tools.should_stop():
             sleep(settings.work.poll_s)
 
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dicomnode.conditions import Conditions, Preference, Range
 from dicomnode.configfile import Allowed, Section, read
+from dicomnode.configtraining import TrainingSettings
 from dicomnode.configtypes import (
     AeTitle,
     ClockTime,
@@ -226,34 +227,6 @@ class CorrectionSettings(Section):
     )
 
 
-class TrainingSettings(Section):
-    """[training]: learning from corrections at this site."""
-
-    enabled: bool = Field(True, description="train on corrections")
-    window: Window = Field(
-        "02:00-05:00", description="local time in which training may run; equal times: always"
-    )
-    minimum_corrected_slices: int = Field(5, ge=1, description="new corrected slices that start a training")
-    hold_out_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share of patients kept for judging, never trained on"
-    )
-    minimum_hold_out_cases: int = Field(5, ge=1, description="below this the gate says inconclusive")
-    epsilon_dice: float = Field(
-        0.01, ge=0, le=1, description="loss of mean Dice per label that the gate tolerates"
-    )
-    recipe: Literal["dafne", "gentle"] = Field("dafne", description="how a training step is done")
-    time_budget_s: Seconds = Field(7200, description="longest training run")
-    maximum_cases: int = Field(
-        2000,
-        ge=1,
-        description="training cases kept per model; above, patients with many give theirs up first",
-    )
-
-    def is_open(self, local: time) -> bool:
-        """Answer whether a local time of day lies in the window; windows may pass midnight."""
-        return is_within(self.window, local)
-
-
 class FederationSettings(Section):
     """[federation]: exchange of weight updates with an aggregator."""
 
@@ -359,6 +332,11 @@ class NodeSettings(Section):
     def pictures_dir(self) -> Path:
         """Folder of the pictures of corrections that wait for a person."""
         return self.node.data_dir / "pictures"
+
+    @property
+    def runs_dir(self) -> Path:
+        """Trainings on corrections: what goes on, and the curves of what has ended."""
+        return self.node.data_dir / "runs"
 
     @property
     def downloads_dir(self) -> Path:

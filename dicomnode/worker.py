@@ -115,7 +115,8 @@ class Worker:
         try:
             self.stories[job.kind](job, self.tools)
         except Interrupted as interruption:
-            queue.defer(job, self.tools.now(), reason=str(interruption))
+            now = self.tools.now()
+            queue.defer(job, interruption.until or now, now=now, reason=str(interruption))
             return f"put back: {interruption}"
         except LeaseLostError:
             return "dropped: another worker holds the job"

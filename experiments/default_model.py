@@ -47,7 +47,7 @@ CLASSES = 3
 RAW_NAME = "Dataset004_Hippocampus"
 LABELS = (MeasuredLabel(name="anterior", values=(1,)), MeasuredLabel(name="posterior", values=(2,)))
 CONTENDERS = ("ours", "nnunet")
-OURS = ("--optimiser", "adamw", "--learning-rate", "0.003", "--average", "0.998")
+OURS = ("--optimiser", "adamw", "--learning-rate", "0.002", "--average", "0.998", "--batch-size", "4")
 """In few steps SGD as nnU-Net takes it comes nowhere near."""
 
 

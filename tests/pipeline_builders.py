@@ -15,6 +15,7 @@ from pydicom.uid import generate_uid
 
 from dicomnode.casebook import Casebook
 from dicomnode.conditions import Conditions, Range
+from dicomnode.configtraining import TrainingSettings
 from dicomnode.domain import (
     Destination,
     Job,
@@ -42,7 +43,6 @@ from dicomnode.settings import (
     CorrectionSettings,
     FederationSettings,
     RouteSettings,
-    TrainingSettings,
     WorkSettings,
 )
 from dicomnode.spool import Spool
@@ -314,11 +314,18 @@ def opened_scene(folder: Path) -> Iterator[Scene]:
         destinations={"pacs": Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=1)},
         work=WorkSettings(),
         corrections=CorrectionSettings(),
-        training=TrainingSettings(minimum_corrected_slices=1, minimum_hold_out_cases=1),
+        training=TrainingSettings(
+            window="00:00-00:00",
+            minimum_corrected_slices=1,
+            minimum_patients=1,
+            minimum_hold_out_cases=1,
+            recipe="dafne",
+        ),
         federation=FederationSettings(),
         federation_key=folder / "federation.pem",
         exchange=folder / "exchange",
         pictures=folder / "pictures",
+        runs=folder / "runs",
         now=clock,
         should_stop=lambda: False,
         progress=lambda *_: None,

@@ -1,18 +1,16 @@
 """The commands of a site: is it sound, what does it hold, and do this now."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from dicomnode import node, preflight
+from dicomnode import preflight
 from dicomnode.cli.feedback import print_alarms
-from dicomnode.cli.show import ConfigOption, JsonOption, console, notes, print_json, table
+from dicomnode.cli.show import ConfigOption, JsonOption, console, print_json, table
 from dicomnode.domain import JobKind, JobState
-from dicomnode.pipeline import learn
 from dicomnode.pipeline.figures import all_drift
-from dicomnode.pipeline.tools import Tools
-from dicomnode.settings import NodeSettings, load_node_settings
+from dicomnode.settings import load_node_settings
 from dicomnode.site import open_spool, opened_store, utc_now
 from dicomnode.store import Overview
 
@@ -65,55 +63,6 @@ def retry(
     with opened_store(load_node_settings(config)) as store:
         row = store.jobs.requeue(job, now=utc_now())
     console.print(f"job {row.id} ({row.kind}) waits to be run again")
-
-
-def train(
-    now: Annotated[
-        bool, typer.Option("--now", help="Train at once instead of in the configured window.")
-    ] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train on the corrections that are new, and put the outcome before the gate.
-
-    Without --now, only says what is new. With it, waits for the end and says what the gate decided; if a
-    node is running, its worker may take the job. The same corrections are never trained on twice.
-    """
-    settings = load_node_settings(config)
-    with node.opened_tools(settings) as tools:
-        outcomes = [_train(settings, tools, model, now=now) for model in tools.model_names]
-    if as_json:
-        print_json(outcomes)
-        return
-    for outcome in outcomes:
-        console.print(f"[bold]{outcome.model}[/]: {outcome.in_words}", highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingOutcome:
-    """What became of a wish to train one model."""
-
-    model: str
-    trained: bool
-    version: str | None  # what was made
-    state: str | None  # what the gate made of it
-    in_words: str
-
-
-def _train(settings: NodeSettings, tools: Tools, model: str, *, now: bool) -> TrainingOutcome:
-    plan = learn.enqueue_if_due(model, tools) if now else learn.plan_training(model, tools)
-    if not (now and plan.is_due):
-        return TrainingOutcome(model=model, trained=False, version=None, state=None, in_words=plan.in_words)
-    with notes.status(f"training {model} on {plan.in_words} ..."):
-        row = node.run_job(settings, tools, JobKind.TRAIN_INCREMENT, plan.digest)
-    made = [r for r in tools.store.models.history(model) if set(r.case_ids) == set(plan.case_ids)]
-    return TrainingOutcome(
-        model=model,
-        trained=row.state is JobState.DONE and bool(made),
-        version=made[-1].version if made else None,
-        state=made[-1].state if made else None,
-        in_words=row.reason or row.state,
-    )
 
 
 def _print_overview(overview: Overview) -> None:

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dicomnode.cli.show import notes
-from dicomnode.cli.training_plot import draw
 from dicomnode.durable import translated
 from dicomnode.errors import ConfigError
 from dicomnode.ml.training.course import Moment
 from dicomnode.ml.training.order import Observer
+from dicomnode.pipeline.curves import draw
 from dicomnode.process import stop_on_signals
 
 PICTURE_FILE = "training.png"
@@ -54,7 +54,7 @@ def watching(wall: Wall) -> Iterator[Observer]:
     """
     writer = _tensorboard(wall.tensorboard) if wall.tensorboard and wall.is_shown else None
     console = notes if wall.is_shown else Console(quiet=True)
-    with _stopping() as stop, _bar(console) as bar:
+    with stopping() as stop, _bar(console) as bar:
         yield Observer(
             tell=_Teller(bar, stop),
             watch=_Watcher(bar, wall, writer),
@@ -63,7 +63,8 @@ def watching(wall: Wall) -> Iterator[Observer]:
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
+def stopping() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event for a block."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     try:

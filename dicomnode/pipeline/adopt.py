@@ -11,7 +11,7 @@ from dicomnode.ml.evaluation.gate import GateReport
 from dicomnode.ml.model import package
 from dicomnode.ml.model.package import ModelPackage
 from dicomnode.ml.model.plan import architecture_sha256
-from dicomnode.pipeline import learn
+from dicomnode.pipeline import judging, learn
 from dicomnode.pipeline.tools import Queued, Tools
 from dicomnode.store.records import Judged, KnownRelease, ModelRecord, ReleaseState
 
@@ -55,7 +55,7 @@ def adopt_release(job: Job, tools: Tools) -> None:
         tools.store.jobs.finish(job, now=tools.now(), reason=_note_in_use(found, tools).in_words)
         return
     candidate = _accept(found, current, tools)
-    report = learn.judge(candidate, current, tools)
+    report = judging.judge(candidate, current, tools)
     judged = Judged(
         record=_release_record(candidate, current, report, found.version, tools),
         verdict=report.verdict,

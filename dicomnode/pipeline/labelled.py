@@ -11,7 +11,7 @@ from dicomnode.casebook import Case, Casebook
 from dicomnode.domain import ModelCard, Segment, Split
 from dicomnode.errors import InputError
 from dicomnode.ml.training.dataset import IGNORED, CaseSource, LabelledCase, stratum
-from dicomnode.pipeline.learn import training_case
+from dicomnode.pipeline.trust import training_case
 
 
 def labelled_cases(

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TypeVar
 
 from dicomnode.casebook import Casebook
+from dicomnode.configtraining import TrainingSettings
 from dicomnode.domain import Destination, JobKind, JobState, ModelCard, ModelVersion
 from dicomnode.errors import ConfigError, ModelFormatError, ResourceError
 from dicomnode.federation.client import AggregatorClient
@@ -18,7 +19,6 @@ from dicomnode.settings import (
     CorrectionSettings,
     FederationSettings,
     RouteSettings,
-    TrainingSettings,
     WorkSettings,
 )
 from dicomnode.spool import Spool
@@ -35,7 +35,17 @@ Progress = Callable[[str, int, int], None]
 
 
 class Interrupted(Exception):  # noqa: N818  # not an error: the story goes back into the queue
-    """A story stopped at a safe point because something more urgent waits, or the process ends."""
+    """A story stopped at a safe point because something more urgent waits, or the process ends.
+
+    Parameters
+    ----------
+    until
+        When the story may go on; None: as soon as nothing more urgent waits.
+    """
+
+    def __init__(self, reason: str, *, until: datetime | None = None) -> None:
+        super().__init__(reason)
+        self.until = until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +74,7 @@ class Tools:
     federation_key: Path  # with which this site signs what it says to the aggregator
     exchange: Path  # weights on their way to the aggregator and from it
     pictures: Path  # of corrections that wait for a person
+    runs: Path  # of trainings: what goes on, and the curves of what has ended
     now: Callable[[], datetime]
     should_stop: Callable[[], bool]  # asked between batches: True when the process is to end
     progress: Progress

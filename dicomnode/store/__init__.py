@@ -11,6 +11,7 @@ from dicomnode.store.federation import FederationRows
 from dicomnode.store.feedback import FeedbackRows
 from dicomnode.store.fetches import FetchRows
 from dicomnode.store.jobs import JobQueue
+from dicomnode.store.locks import LockRows
 from dicomnode.store.models import ModelRows
 from dicomnode.store.overview import read_overview
 from dicomnode.store.records import (
@@ -22,6 +23,7 @@ from dicomnode.store.records import (
     EnrolmentRecord,
     JobRow,
     KnownRelease,
+    ModelLock,
     ModelRecord,
     ModelSwitch,
     OutboxState,
@@ -45,6 +47,7 @@ __all__ = [
     "EnrolmentRecord",
     "JobRow",
     "KnownRelease",
+    "ModelLock",
     "ModelRecord",
     "ModelSwitch",
     "OutboxState",
@@ -70,6 +73,7 @@ class Store:
         self.results = ResultRows(database)
         self.corrections = CorrectionRows(database)
         self.models = ModelRows(database)
+        self.locks = LockRows(database)
         self.federation = FederationRows(database)
         self.feedback = FeedbackRows(database)
         self.audit = AuditRows(database)

@@ -8,9 +8,10 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, case, func
-from sqlmodel import and_, col, or_, select, update
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, and_, col, or_, select, update
 
-from dicomnode.domain import Job, JobKind, JobState, SeriesState
+from dicomnode.domain import Job, JobKind, JobPriority, JobState, SeriesState
 from dicomnode.errors import InputError
 from dicomnode.store.database import Database
 from dicomnode.store.leases import (
@@ -61,6 +62,8 @@ class JobQueue:
     def claim(self, now: datetime, *, kinds: Collection[JobKind], owner: str, lease: timedelta) -> Job | None:
         """Take the first job that is due, or whose holder let its lease run out; count the attempt.
 
+        While one training runs at this site, no other is given out.
+
         Returns
         -------
             None when nothing is due.
@@ -74,6 +77,8 @@ class JobQueue:
             .with_for_update(skip_locked=True)
         )
         with self._database.writing() as session:
+            if JobKind.TRAIN_INCREMENT in kinds:
+                _hold_trainings(session)
             row = session.exec(statement).first()
             if row is None:
                 return None
@@ -182,7 +187,7 @@ class JobQueue:
             set_series_aside(session, job, now=now, reason=reason)
 
     def hasten(self, kind: JobKind, digest: str, *, now: datetime) -> None:
-        """Let a job that waits for its next attempt be due at once, as a person asked."""
+        """Let a job that waits be due at once and wait for nothing more, as a person asked."""
         with self._database.writing() as session:
             session.exec(
                 update(JobTable)
@@ -190,9 +195,12 @@ class JobQueue:
                     col(JobTable.kind) == kind,
                     col(JobTable.digest) == digest,
                     col(JobTable.state) == JobState.READY,
-                    col(JobTable.run_after) > now,
                 )
-                .values(run_after=now, updated_at=now)
+                .values(
+                    run_after=case((col(JobTable.run_after) > now, now), else_=col(JobTable.run_after)),
+                    priority=JobPriority.FORCED,
+                    updated_at=now,
+                )
             )
 
     def waiting(self, kind: JobKind, subject: str) -> tuple[JobRow, ...]:
@@ -274,7 +282,27 @@ def _claimable(kinds: Collection[JobKind], now: datetime) -> tuple[ColumnElement
     """Conditions on a job that is due, or whose holder let its lease run out."""
     due = and_(col(JobTable.state) == JobState.READY, col(JobTable.run_after) <= now)
     abandoned = and_(col(JobTable.state) == JobState.RUNNING, col(JobTable.lease_until) <= now)
-    return col(JobTable.kind).in_(sorted(kinds)), or_(due, abandoned)
+    other = aliased(JobTable)
+    is_held = (
+        select(other.id)
+        .where(
+            col(other.kind) == JobKind.TRAIN_INCREMENT,
+            col(other.state) == JobState.RUNNING,
+            col(other.lease_until) > now,
+        )
+        .exists()
+    )
+    has_turn = or_(col(JobTable.kind) != JobKind.TRAIN_INCREMENT, ~is_held)
+    return col(JobTable.kind).in_(sorted(kinds)), or_(due, abandoned), has_turn
+
+
+def _hold_trainings(session: Session) -> None:
+    """Let those who claim trainings take turns, so that two of them never see the machine free at once."""
+    statement = select(JobTable.id).where(
+        col(JobTable.kind) == JobKind.TRAIN_INCREMENT,
+        col(JobTable.state).in_((JobState.READY, JobState.RUNNING)),
+    )
+    session.exec(statement.order_by(col(JobTable.id)).with_for_update()).all()
 
 
 def _claimed(row: JobTable, *, was_abandoned: bool) -> Job:

@@ -13,13 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dicomnode.cli.pretraining import pretrain
-from dicomnode.cli.training_plot import COLOURS, draw
 from dicomnode.cli.training_watch import Wall, watching
 from dicomnode.domain import Code, Segment
 from dicomnode.errors import ConfigError, InputError
 from dicomnode.ml.model import package, plan
 from dicomnode.ml.model.plan import PlanFile
 from dicomnode.ml.training.history import EpochRecord
+from dicomnode.pipeline.curves import COLOURS, draw
 from tests.pretrain_builders import make_blobs, small_plan
 
 app = typer.Typer()

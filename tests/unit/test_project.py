@@ -13,10 +13,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import dicomnode
+from dicomnode.configtraining import TrainingSettings
 from dicomnode.federation.merging import STRATEGIES
-from dicomnode.ml.training.increment import RECIPES
+from dicomnode.ml.training.recipes import RECIPES
 from dicomnode.scp.status import StoreStatus
-from dicomnode.settings import MergingSettings, TrainingSettings, shipped_models_folder
+from dicomnode.settings import MergingSettings, shipped_models_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from dicomnode.conditions import Range
 from dicomnode.configfile import Key, Section, keys
+from dicomnode.configtraining import TrainingSettings, Weekday
 from dicomnode.domain import Destination, ImageKind, Plane, ResultForm
 from dicomnode.errors import ConfigError
 from dicomnode.settings import (
     AggregatorSettings,
     NodeSettings,
     RouteSettings,
-    TrainingSettings,
     WorkSettings,
     load_aggregator_settings,
     load_node_settings,
@@ -319,14 +319,43 @@ def test_settings_cannot_be_changed() -> None:
         settings.scp.port = 1  # type: ignore[misc]  # that it cannot be done is the test
 
 
+def on_wednesday(local: str) -> datetime:
+    return datetime.fromisoformat(f"2026-03-04T{local}")
+
+
 @pytest.mark.parametrize(
     ("window", "inside", "outside"),
     [("02:00-05:00", "02:00", "05:00"), ("22:00-05:00", "23:30", "12:00"), ("22:00-05:00", "04:59", "05:00")],
 )
 def test_the_training_window_opens_and_closes(window: str, inside: str, outside: str) -> None:
     training = TrainingSettings(window=window)
-    assert training.is_open(time.fromisoformat(inside))
-    assert not training.is_open(time.fromisoformat(outside))
+    assert training.is_open(on_wednesday(inside))
+    assert not training.is_open(on_wednesday(outside))
+
+
+@pytest.mark.parametrize(
+    ("window", "days", "local", "expected"),
+    [
+        ("22:00-05:00", ("sat",), "2026-03-07T23:00", "2026-03-14T22:00"),  # Saturday, open already
+        ("22:00-05:00", ("sat",), "2026-03-08T23:00", "2026-03-14T22:00"),
+        ("22:00-05:00", ("sat",), "2026-03-07T04:00", "2026-03-07T22:00"),  # Friday's night has none
+        ("02:00-05:00", ("mon", "thu"), "2026-03-04T12:00", "2026-03-05T02:00"),
+        ("02:00-05:00", (), "2026-03-04T03:00", "2026-03-05T03:00"),  # never: asked again a day later
+        ("00:00-00:00", ("sun",), "2026-03-04T12:00", "2026-03-08T00:00"),
+    ],
+)
+def test_the_training_window_opens_on_its_days(
+    window: str, days: tuple[Weekday, ...], local: str, expected: str
+) -> None:
+    training = TrainingSettings(window=window, days=days)
+    assert training.next_opening(datetime.fromisoformat(local)) == datetime.fromisoformat(expected)
+
+
+def test_a_window_that_passes_midnight_belongs_to_the_day_it_opens_on() -> None:
+    saturdays = TrainingSettings(window="22:00-05:00", days=("sat",))
+    asked = ("07T04:00", "07T23:00", "08T04:59", "08T05:00", "08T23:00")
+    answers = [saturdays.is_open(datetime.fromisoformat(f"2026-03-{local}")) for local in asked]
+    assert answers == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -358,8 +387,8 @@ def test_off_peak_hours_are_never_more_than_a_day_away_and_open_when_they_come(n
     assert work.next_off_peak(opens) == opens
 
 
-@given(st.times())
-def test_a_training_window_of_equal_times_is_always_open(local: time) -> None:
+@given(st.datetimes())
+def test_a_training_window_of_equal_times_is_always_open(local: datetime) -> None:
     assert TrainingSettings(window="00:00-00:00").is_open(local)
 
 

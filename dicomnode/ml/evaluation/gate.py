@@ -4,7 +4,7 @@ Two models are compared case by case and label by label: a candidate must not be
 model by more than a margin (a paired non-inferiority test by bootstrap).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,13 @@ FALL = 0.10
 MAXIMUM_SHARE_OF_FALLS = 0.05
 
 
+GOOD_DICE = 0.5
+"""From here on the current model has found a label; it collapses where less than half of that is left.
+
+Where the current model is worse than this, the truth may as well be what is wrong, and nothing can collapse.
+"""
+
+
 _RESAMPLES = 10_000
 
 
@@ -41,6 +48,7 @@ class LabelComparison:
     delta_hd95_upper_mm: float  # likewise
     falls: int  # cases whose Dice drops by more than 0.10
     faults: tuple[str, ...]  # why the candidate may not be accepted, in plain words
+    collapses: int = 0  # cases whose Dice was at least 0.5 and is less than half of what it was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +86,10 @@ def gate(
 
     Accepted when, for every label, the lower bound of the mean Dice difference is at least
     ``-epsilon_dice``, the upper bound of the mean HD95 difference at most 1 mm, at most 5 % of the
-    cases fall by more than 0.10 Dice, and the label is not lost. Bounds are one-sided at 95 %, from
-    10 000 bootstrap resamples of the cases.
+    cases fall by more than 0.10 Dice, no case at all collapses (from a Dice of 0.5 or more to less than
+    half of it), and the label is not lost. Bounds are one-sided at 95 %, from 10 000 bootstrap resamples
+    of the cases. A distance that was infinite before counts as unchanged, so that a label found for the
+    first time in some cases makes up for no drift in others.
 
     Parameters
     ----------
@@ -89,7 +99,7 @@ def gate(
     epsilon_dice
         Margin of non-inferiority.
     minimum_cases
-        Below this number for a label nobody can tell: inconclusive, unless a label is lost.
+        Below this number for a label nobody can tell: inconclusive, unless a label is lost or collapses.
     unchanged
         The candidate has the very weights of the current model: refused, there is nothing to gain.
     generator
@@ -136,14 +146,14 @@ def _compare(
     minimum_cases: int,
     generator: np.random.Generator,
 ) -> LabelComparison:
-    delta_dice, delta_hd95 = rows[:, 1] - rows[:, 0], rows[:, 3] - rows[:, 2]
+    delta_dice = rows[:, 1] - rows[:, 0]
+    delta_hd95 = np.where(rows[:, 2] < MISSING_HD95_MM, rows[:, 3] - rows[:, 2], 0.0)
     picks = generator.integers(len(rows), size=(_RESAMPLES, len(rows)))
     lower = float(np.percentile(delta_dice[picks].mean(axis=1), 5))
     upper = float(np.percentile(delta_hd95[picks].mean(axis=1), 95))
     falls = int((delta_dice < -FALL).sum())
-    faults = []
-    if rows[:, 0].max() > 0 and rows[:, 1].max() == 0:
-        faults.append("is lost: it is found in no case any more")
+    collapsed = rows[(rows[:, 0] >= GOOD_DICE) & (rows[:, 1] < rows[:, 0] / 2)]
+    faults = list(_faults_of_cases(rows, collapsed))
     if len(rows) >= minimum_cases:
         if lower < -epsilon_dice:
             faults.append(f"may lose {-lower:.3f} Dice; at most {epsilon_dice:g} is allowed")
@@ -163,7 +173,22 @@ def _compare(
         delta_hd95_upper_mm=upper,
         falls=falls,
         faults=tuple(faults),
+        collapses=len(collapsed),
     )
+
+
+def _faults_of_cases(rows: NDArray[np.float64], collapsed: NDArray[np.float64]) -> Iterator[str]:
+    """Say what no number of other cases makes up for."""
+    had, left = rows[:, 0] > 0, rows[:, 1]
+    # A Dice of exactly 1 is what a label that is nowhere gets where it should be nowhere.
+    if (had & (left == 0)).any() and np.isin(left[had], (0.0, 1.0)).all():
+        yield "is lost: it is found in no case any more"
+    elif len(collapsed):
+        worst = collapsed[np.argmin(collapsed[:, 1] - collapsed[:, 0])]
+        yield (
+            f"collapses in {len(collapsed)} of {len(rows)} cases, the worst from a Dice of {worst[0]:.2f} "
+            f"to {worst[1]:.2f}"
+        )
 
 
 def _verdict(labels: tuple[LabelComparison, ...], *, minimum_cases: int) -> tuple[Verdict, str]:

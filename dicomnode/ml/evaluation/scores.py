@@ -1,6 +1,6 @@
 """Agreement of a segmentation with the truth, per label, in fractions and millimetres."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,11 +39,23 @@ def score_case(
     *,
     segments: Sequence[Segment],
     spacing_mm: Sequence[float],
+    reviewed: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> CaseScore:
-    """Compare two maps of class indices on one grid, for the given segments only."""
+    """Compare two maps of class indices on one grid, for the given segments only.
+
+    Parameters
+    ----------
+    prediction, truth
+        (S, R, K).
+    reviewed
+        By label, (S,): on which slices the truth of it is known; elsewhere neither side counts. None: on all.
+    """
     agreements = []
     for segment in segments:
         found, wanted = prediction == segment.class_index, truth == segment.class_index
+        if reviewed is not None:
+            known = reviewed[segment.label][:, None, None]
+            found, wanted = found & known, wanted & known
         distance = hd95_mm(found, wanted, spacing_mm=spacing_mm)
         agreements.append(LabelAgreement(label=segment.label, dice=dice(found, wanted), hd95_mm=distance))
     return CaseScore(case_id=case_id, labels=tuple(agreements))

@@ -30,6 +30,7 @@ class Progress(BaseModel):
     steps: Annotated[int, Field(ge=0)] = 0
     seconds: Annotated[float, Field(ge=0)] = 0.0  # that it has trained
     losses: tuple[float, ...] = ()  # of the steps of the epoch that has begun
+    agreement: tuple[tuple[float, ...], ...] = ()  # (2, labels) voxels for the Dice of its batches
     history: tuple[EpochRecord, ...] = ()
 
 

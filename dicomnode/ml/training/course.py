@@ -15,7 +15,7 @@ from dicomnode.ml.training.fit import Batch, FitReport, ShouldStop, TrainingDive
 from dicomnode.ml.training.history import EpochRecord, write_csv
 from dicomnode.ml.training.pace import Pace
 from dicomnode.ml.training.processes import Processes
-from dicomnode.ml.training.run import Run
+from dicomnode.ml.training.run import Run, dice_of
 
 HISTORY_FILE = "training.csv"
 
@@ -39,9 +39,8 @@ class Material:
     """What a network learns from, and what it is judged by meanwhile."""
 
     training: Callable[[int], Generator[Batch]]  # batches from a step on, without end
-    validation: (
-        Callable[[], Iterable[Batch]] | None
-    )  # the same batches after each epoch; None: there are none
+    # The same batches after each epoch; None: there are none, and the Dice is that of the training batches.
+    validation: Callable[[], Iterable[Batch]] | None
     labels: tuple[str, ...]  # of the outputs, without background
 
 
@@ -134,10 +133,10 @@ class Course:
 
     def _step(self, batch: Batch) -> bool:
         """Take a step; all processes agree on its loss and time, on stopping, and on whether to save."""
-        loss = self._run.step(batch, number=self._progress.steps, done=self._done)
+        learned = self._run.step(batch, number=self._progress.steps, done=self._done)
         now = time.monotonic()
         own = [
-            loss,
+            learned.loss,
             now - self._looked,
             self._desk.should_stop(),
             now - self._saved > self._desk.checkpoint_s,
@@ -153,13 +152,26 @@ class Course:
                 "steps": self._progress.steps + 1,
                 "seconds": self._progress.seconds + seconds,
                 "losses": (*self._progress.losses, loss),
+                "agreement": self._agreement(learned.agreement),
             }
         )
         return bool(shared[3] > 0)
 
+    def _agreement(self, counts: torch.Tensor) -> tuple[tuple[float, ...], ...]:
+        """Add up what the batches of an epoch say of the Dice; not needed where there is validation."""
+        if self._material.validation is not None:
+            return ()
+        total = self._processes.sum(counts)
+        if self._progress.agreement:
+            total = total + torch.tensor(self._progress.agreement, dtype=total.dtype)
+        return tuple(tuple(row) for row in total.tolist())
+
     def _end_epoch(self) -> None:
         progress, validation = self._progress, self._material.validation
-        loss, dice = self._run.judge(validation()) if validation is not None else (None, [])
+        if validation is not None:
+            loss, dice = self._run.judge(validation())
+        else:
+            loss, dice = None, dice_of(torch.tensor(progress.agreement))
         record = EpochRecord(
             epoch=len(progress.history) + 1,
             steps=progress.steps,
@@ -170,7 +182,7 @@ class Course:
             seconds=progress.seconds,
         )
         history = (*progress.history, record)
-        self._progress = progress.model_copy(update={"losses": (), "history": history})
+        self._progress = progress.model_copy(update={"losses": (), "agreement": (), "history": history})
         if self._processes.is_first:
             write_csv(self._desk.history_path, history)
 

@@ -1,18 +1,12 @@
-"""The training loop for corrections, and what trainings of both kinds share."""
+"""What trainings of both kinds share: batches, and what is said of the end."""
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from dicomnode.errors import InputError
-
-Progress = Callable[[int, int, float, float], None]
-"""Called after each epoch with (epoch from 1, epochs, mean loss, seconds since the start)."""
-
 
 ShouldStop = Callable[[], bool]
 """Asked before each batch; True ends the training there."""
@@ -30,14 +24,18 @@ class Batch:
     weights: Tensor | None = None
     known: Tensor | None = None  # (B, classes, S, R, K), see :mod:`dicomnode.ml.training.losses`
 
+    def to(self, device: torch.device) -> "Batch":
+        """Move it to a device."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learner:
-    """How a network learns: what to lower, and how each step is taken."""
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
 
-    loss: Callable[[Tensor, Batch], Tensor]
-    optimizer: Optimizer
-    epochs: int
+        return Batch(
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            weights=moved(self.weights),
+            known=moved(self.known),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,71 +56,6 @@ class TrainingDivergedError(InputError):
     """The loss became NaN or infinite: the weights are worthless and must not be kept."""
 
 
-def fit(
-    network: nn.Module,
-    batches: Callable[[int], Iterable[Batch]],
-    learner: Learner,
-    *,
-    should_stop: ShouldStop,
-    progress: Progress,
-) -> FitReport:
-    """Train a network in place.
-
-    Parameters
-    ----------
-    network
-        Left in training mode, with the last weights.
-    batches
-        Gives the batches of an epoch, counted from 0, on the device of the network.
-    learner
-        Loss and optimiser.
-    should_stop
-        Asked before every batch.
-    progress
-        Called after every epoch.
-
-    Raises
-    ------
-    TrainingDivergedError
-        The loss is not finite.
-    """
-    start, steps = time.monotonic(), 0
-    losses: list[float] = []
-    network.train()
-    for epoch in range(learner.epochs):
-        epoch_losses = []
-        for batch in batches(epoch):
-            if should_stop():
-                return _report(losses, steps, start, stopped=True)
-            epoch_losses.append(_step(network, batch, learner))
-            steps += 1
-        losses.append(sum(epoch_losses) / max(1, len(epoch_losses)))
-        progress(epoch + 1, learner.epochs, losses[-1], time.monotonic() - start)
-    return _report(losses, steps, start, stopped=False)
-
-
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """Make the generator of one epoch, so that an epoch does not depend on those before it."""
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-
-
-def _step(network: nn.Module, batch: Batch, learner: Learner) -> float:
-    loss = learner.loss(network(batch.images), batch)
-    if not torch.isfinite(loss):
-        raise TrainingDivergedError(
-            f"The loss became {float(loss.detach())}; the weights of this training are unusable."
-        )
-    learner.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    learner.optimizer.step()
-    return float(loss.detach())
-
-
-def _report(losses: list[float], steps: int, start: float, *, stopped: bool) -> FitReport:
-    return FitReport(
-        epochs=len(losses),
-        steps=steps,
-        losses=tuple(losses),
-        seconds=time.monotonic() - start,
-        stopped=stopped,
-    )

@@ -1,101 +1,86 @@
-"""Tune a model on corrected cases."""
+"""Tune a model on corrected cases, by one of the recipes; cut off at any moment, it goes on where it was."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
+from itertools import islice
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dicomnode import weights
-from dicomnode.errors import CorrectionError, GpuMemoryError, ModelFormatError
+from dicomnode.errors import CorrectionError, GpuMemoryError, InputError, ModelFormatError
 from dicomnode.ml.inference.engine import choose_device
 from dicomnode.ml.model import network as networks
-from dicomnode.ml.model.architecture import Triple
 from dicomnode.ml.model.package import ModelPackage
-from dicomnode.ml.training.fit import Batch, FitReport, Learner, Progress, ShouldStop, epoch_generator, fit
-from dicomnode.ml.training.losses import marginal_cross_entropy, marginal_dice_cross_entropy
-from dicomnode.ml.training.reviewed import ReviewedVolume, TrainingCase, bring, cut, dafne_weights
+from dicomnode.ml.training import anchors, checkpoints, lessons, lora, unfreezing
+from dicomnode.ml.training.course import HISTORY_FILE, Course, Desk, Material, Watch
+from dicomnode.ml.training.fit import Batch, FitReport, ShouldStop
+from dicomnode.ml.training.lessons import CaseSource, KeptCase, Samples
+from dicomnode.ml.training.objective import Loss
+from dicomnode.ml.training.pace import Pace
+from dicomnode.ml.training.processes import Processes
+from dicomnode.ml.training.recipes import LOSSES, Recipe, optimiser_of
+from dicomnode.ml.training.run import Groups, Method, Run, alike
+from dicomnode.ml.training.unfreezing import Layers, Unfreezing
 
-_Sample = tuple[ReviewedVolume, NDArray[np.float32], tuple[float, float, float]]
-"""A case, its voxel weights, and the centre of the patch."""
+CASES_FOLDER = "cases"
+_FISHER_BATCHES = 16
+_TEMPERATURE = 2.0
+_CHECKPOINT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How a model is tuned on corrected cases."""
+class Lesson:
+    """What a model is to learn, and how."""
 
-    name: str
-    epochs: int
-    batch_size: int
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
-    loss: Callable[..., Tensor]  # (logits, labels, *, weights, known)
-    balanced: bool  # voxels weighted for rare classes and borders, or for the review alone
-    flip_axes: tuple[int, ...] = ()
+    package: ModelPackage  # to start from; left unchanged
+    new: tuple[CaseSource, ...]
+    earlier: tuple[CaseSource, ...] = ()  # learned before: repeated where the recipe says so
+    recipe: Recipe
+    seed: int  # decides the order of the samples and how they are changed
+
+    @property
+    def digest(self) -> str:
+        """Identify everything that decides the outcome."""
+        cases = [[one.name, one.version, one.trust] for one in (*self.new, *self.earlier)]
+        parts = [self.package.card.weights_sha256, self.recipe.in_json(), cases, len(self.new), self.seed]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        # Dafne's incremental learning (arXiv 2302.06352; Radiology: AI 7(3) e240097, 2025), on 3-D patches.
-        "dafne": Recipe(
-            name="dafne",
-            epochs=5,
-            batch_size=5,
-            optimizer=partial(torch.optim.Adam, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, amsgrad=True),
-            loss=marginal_cross_entropy,
-            balanced=True,
-        ),
-        # Smaller steps with the loss that the model was pretrained with.
-        "gentle": Recipe(
-            name="gentle",
-            epochs=10,
-            batch_size=5,
-            optimizer=partial(torch.optim.AdamW, lr=1e-4, weight_decay=1e-5),
-            loss=marginal_dice_cross_entropy,
-            balanced=False,
-            flip_axes=(0, 1, 2),
-        ),
-    }
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where and with what a model is tuned: decides nothing of what comes out."""
+
+    folder: Path  # kept cases, checkpoint and history; the same one to go on
+    device: str = "auto"
 
 
 def train_increment(
-    package: ModelPackage,
-    cases: Sequence[TrainingCase],
-    recipe: Recipe,
-    *,
-    seed: int,
-    should_stop: ShouldStop,
-    progress: Progress,
-    device: str = "auto",
+    lesson: Lesson, place: Place, *, should_stop: ShouldStop, watch: Watch
 ) -> tuple[weights.Tensors, FitReport]:
     """Tune a model on corrected cases.
 
     One sample is a patch of the model's size centred on one reviewed slice (a slice on which at
     least one label has a weight above 0); the other reviewed slices inside the patch count as well.
-    An epoch takes ``floor(n / batch size)`` steps, at least one, and no sample twice. Voxels that
-    nobody reviewed, and labels that a correction does not hold, give no gradient.
+    Voxels that nobody reviewed, and labels that a correction does not hold, give no gradient of their own.
 
     Parameters
     ----------
-    package
-        The model to start from; left unchanged.
-    cases
-        At least one reviewed slice among them.
-    recipe
-        One of :data:`RECIPES`.
-    seed
-        Decides the order of the samples and the flips.
-    should_stop, progress
-        As in :func:`fit`. Stopped early, the weights are unfinished and the report says so.
+    should_stop
+        Asked after every batch, and before each case that is made ready; the state is on the disk when this
+        returns.
+    watch
+        Called after every batch.
 
     Returns
     -------
-        The last weights, on the CPU, and what was done.
+        The last weights, on the CPU, and what was done. Stopped early, the weights are unfinished and
+        the report says so; the same call goes on.
 
     Raises
     ------
@@ -108,31 +93,25 @@ def train_increment(
     GpuMemoryError
         The accelerator has too little memory.
     """
-    check_trainable(package)
-    plan = package.plan
-    samples = _samples([bring(case, plan) for case in cases], package, recipe)
-    if not samples:
-        raise CorrectionError(f"None of the {len(cases)} cases has a reviewed slice to train on.")
-    chosen = choose_device(device)
-    base = weights.read(package.weights_path)
-    network = networks.build(plan.final.network)
-    networks.load(network, base)
-    learner = Learner(
-        loss=partial(_partial_loss, recipe),
-        optimizer=recipe.optimizer(network.parameters()),
-        epochs=recipe.epochs,
-    )
-    batches = partial(_batches, samples, plan.final.patch_shape, recipe, seed, chosen)
+    check_trainable(lesson.package)
+    base = weights.read(lesson.package.weights_path)
+    samples = _samples(lesson, place.folder / CASES_FOLDER, should_stop)
+    if samples is None:
+        return base, FitReport(epochs=0, steps=0, losses=(), seconds=0.0, stopped=True)
+    processes = Processes(rank=0, count=1, device=choose_device(place.device))
     try:
-        report = fit(network.to(chosen), batches, learner, should_stop=should_stop, progress=progress)
+        run = Run(*_prepared(lesson, samples, base, processes.device), processes, seed=lesson.seed)
+        report = _course(run, lesson, samples, place, processes, should_stop=should_stop, watch=watch)
+        tuned = _blend(base, run.result(), lesson.recipe.kept_share)
     except torch.OutOfMemoryError as error:
-        raise GpuMemoryError(f"Too little memory on {chosen} to train {package.card.version}.") from error
-    tuned = networks.tensors_of(network)
+        raise GpuMemoryError(
+            f"Too little memory on {processes.device} to train {lesson.package.card.version}."
+        ) from error
     return tuned, replace(
         report,
         unchanged=weights.is_equal(tuned, base),
-        n_patients=len({case.patient_key for case in cases}),
-        n_slices=len(samples),
+        n_patients=len({case.patient_key for case in samples.new}),
+        n_slices=samples.slices,
     )
 
 
@@ -157,50 +136,171 @@ def check_trainable(package: ModelPackage) -> None:
         )
 
 
-def _samples(volumes: Sequence[ReviewedVolume], package: ModelPackage, recipe: Recipe) -> list[_Sample]:
-    if recipe.balanced:
-        voxel_weights = dafne_weights(volumes, classes=package.plan.classes)
-    else:
-        voxel_weights = [volume.trust for volume in volumes]
-    return [
-        (volume, weight, centre)
-        for volume, weight in zip(volumes, voxel_weights, strict=True)
-        for centre in volume.centres
-    ]
-
-
-def _batches(
-    samples: Sequence[_Sample], shape: Triple, recipe: Recipe, seed: int, device: torch.device, epoch: int
-) -> Iterator[Batch]:
-    generator = epoch_generator(seed, epoch)
-    order = torch.randperm(len(samples), generator=generator).tolist()
-    steps = max(1, len(samples) // recipe.batch_size)
-    for step in range(steps):
-        chosen = [
-            samples[index] for index in order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        ]
-        patches = [cut(volume, weight, centre, shape) for volume, weight, centre in chosen]
-        batch = Batch(
-            images=torch.stack([patch.image for patch in patches])[:, None].to(device),  # (B, C, S, R, K)
-            labels=torch.stack([patch.labels for patch in patches]).to(device),
-            weights=torch.stack([patch.weights for patch in patches]).to(device),
-            known=torch.stack([patch.known for patch in patches]).to(device),
-        )
-        yield _flipped(batch, recipe.flip_axes, generator=generator)
-
-
-def _flipped(batch: Batch, axes: tuple[int, ...], *, generator: torch.Generator) -> Batch:
-    """Mirror the whole batch along each axis with probability one half."""
-    axes = tuple(axis - 3 for axis in axes if torch.rand((), generator=generator) < 0.5)
-    if not axes or batch.weights is None or batch.known is None:
-        return batch
-    return Batch(
-        images=batch.images.flip(axes),
-        labels=batch.labels.flip(axes),
-        weights=batch.weights.flip(axes),
-        known=batch.known.flip(axes),
+def _samples(lesson: Lesson, folder: Path, should_stop: ShouldStop) -> Samples | None:
+    """Make the cases ready; None: asked to stop."""
+    recipe, plan = lesson.recipe, lesson.package.plan
+    keep = partial(lessons.keep, plan=plan, folder=folder, balanced=recipe.balanced, should_stop=should_stop)
+    kept, repeated = keep(lesson.new), keep(lesson.earlier if recipe.repeats else ())
+    if kept is None or repeated is None:
+        return None
+    new, earlier = _with_slices(kept), _with_slices(repeated)
+    if not new:
+        raise CorrectionError(f"None of the {len(lesson.new)} cases has a reviewed slice to train on.")
+    return Samples(
+        new=new,
+        earlier=earlier,
+        recipe=recipe,
+        patch_shape=plan.final.patch_shape,
+        mirror_axes=plan.final.mirror_axes,
+        classes=plan.classes,
+        seed=lesson.seed,
     )
 
 
-def _partial_loss(recipe: Recipe, logits: Tensor, batch: Batch) -> Tensor:
-    return recipe.loss(logits, batch.labels, weights=batch.weights, known=batch.known)
+def _with_slices(cases: Sequence[KeptCase]) -> tuple[KeptCase, ...]:
+    return tuple(case for case in cases if case.volume.centres)
+
+
+def _course(
+    run: Run,
+    lesson: Lesson,
+    samples: Samples,
+    place: Place,
+    processes: Processes,
+    *,
+    should_stop: ShouldStop,
+    watch: Watch,
+) -> FitReport:
+    labels = {segment.class_index: segment.label for segment in lesson.package.card.segments}
+    material = Material(
+        training=partial(lessons.batches, samples),
+        validation=None,
+        labels=tuple(labels[index] for index in range(1, lesson.package.plan.classes)),
+    )
+    desk = Desk(
+        folder=place.folder,
+        history_path=place.folder / HISTORY_FILE,
+        digest=lesson.digest,
+        checkpoint_s=_CHECKPOINT_S,
+        should_stop=should_stop,
+        watch=watch,
+    )
+    pace = Pace(epochs=lesson.recipe.epochs, epoch_steps=samples.epoch_steps)
+    course = Course(run, material, pace, desk, processes)
+    try:
+        course.go_on()
+    except InputError:  # of a training on another version or other cases, or damaged
+        checkpoints.remove(place.folder)
+    return course.train()
+
+
+def _prepared(
+    lesson: Lesson, samples: Samples, base: weights.Tensors, device: torch.device
+) -> tuple[nn.Module, Method]:
+    """Build the network with the current weights, and say how it learns."""
+    recipe, package = lesson.recipe, lesson.package
+    network_plan = package.plan.final.network
+    network = networks.build(network_plan)
+    networks.load(network, base)
+    network.to(device)
+    loss = _loss(recipe, network)
+    penalty = _penalty(recipe, network, samples, loss)
+    layers = unfreezing.layers_of(network, (network_plan.input_channels, *package.plan.final.patch_shape))
+    finish = None
+    if recipe.lora is not None:
+        lora.attach(network, recipe.lora, seed=lesson.seed)
+        finish = lora.merge
+    if recipe.learns == "head":
+        unfreezing.only_head(layers)
+    method = Method(
+        loss=loss,
+        optimiser=optimiser_of(recipe),
+        learning_rate=recipe.learning_rate,
+        clip_norm=recipe.clip_norm,
+        groups=partial(_groups, recipe, layers),
+        thaw=_thaw(recipe, layers),
+        penalty=penalty,
+        finish=finish,
+    )
+    return network, method
+
+
+def _groups(recipe: Recipe, layers: Layers, network: nn.Module) -> Groups:
+    return unfreezing.discriminative_rates(layers) if recipe.discriminative else alike(network)
+
+
+def _thaw(recipe: Recipe, layers: Layers) -> Callable[[nn.Module, float], None] | None:
+    if recipe.learns != "unfreezing":
+        return None
+    schedule = Unfreezing(degree=1 - recipe.unfrozen_at_first)
+    return lambda _, done: unfreezing.apply(layers, schedule.fraction(done))
+
+
+def _loss(recipe: Recipe, network: nn.Module) -> Loss:
+    """Make the loss of a recipe; with distillation a copy of the network answers as it does today."""
+    of_recipe = LOSSES[recipe.loss]
+
+    def supervised(outputs: Tensor | Sequence[Tensor], batch: Batch) -> Tensor:
+        scores = _scores(outputs)
+        return of_recipe(scores, batch.labels, weights=batch.weights, known=batch.known)
+
+    if not recipe.distillation:
+        return supervised
+    teacher = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
+
+    def with_teacher(outputs: Tensor | Sequence[Tensor], batch: Batch) -> Tensor:
+        if batch.known is None or batch.weights is None:
+            raise RuntimeError("a batch of corrections says what is known")
+        with torch.no_grad():
+            answers = _scores(teacher(batch.images))
+        held = anchors.distillation_loss(
+            _scores(outputs), answers, known=batch.known, weights=batch.weights, temperature=_TEMPERATURE
+        )
+        return supervised(outputs, batch) + recipe.distillation * held
+
+    return with_teacher
+
+
+def _penalty(
+    recipe: Recipe, network: nn.Module, samples: Samples, loss: Loss
+) -> Callable[[nn.Module], Tensor] | None:
+    """Put together what holds the weights; None where nothing does."""
+    anchor = {name: one.detach().clone() for name, one in network.named_parameters()}
+    parts: list[Callable[[nn.Module], Tensor]] = []
+    if recipe.proximal:
+        parts.append(partial(anchors.proximal_penalty, anchor=anchor, mu=recipe.proximal))
+    if recipe.ewc and samples.earlier:
+        matters = _fisher(network, samples, loss)
+        parts.append(partial(anchors.ewc_penalty, fisher=matters, anchor=anchor, weight=recipe.ewc))
+    if not parts:
+        return None
+    return lambda bare: torch.stack([part(bare) for part in parts]).sum()
+
+
+def _fisher(network: nn.Module, samples: Samples, loss: Loss) -> weights.Tensors:
+    """Measure on the cases learned before what each weight matters for them."""
+    device = next(network.parameters()).device
+    earlier = replace(samples, new=samples.earlier, earlier=())
+    batches = (batch.to(device) for batch in islice(lessons.batches(earlier, 0), _FISHER_BATCHES))
+    return anchors.fisher(
+        network, batches, lambda net, batch: loss(net(batch.images), batch), limit=_FISHER_BATCHES
+    )
+
+
+def _scores(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    return (outputs if isinstance(outputs, Tensor) else outputs[0]).float()
+
+
+def _blend(base: weights.Tensors, tuned: weights.Tensors, kept_share: float) -> weights.Tensors:
+    """Go only a part of the way from the current weights to the tuned ones."""
+    if not kept_share:
+        return tuned
+    return {
+        name: torch.lerp(tensor, base[name], kept_share) if tensor.is_floating_point() else tensor
+        for name, tensor in tuned.items()
+    }
+
+
+def forget(folder: Path) -> None:
+    """Throw an unfinished tuning away; the kept cases stay."""
+    checkpoints.remove(folder)

@@ -5,7 +5,7 @@ Shapes: logits (B, classes, S, R, K); labels and weights (B, S, R, K); known (B,
 any class that is not known there: "not marked" is never taken for background.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -33,17 +33,25 @@ def marginal_cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor, k
 
 
 def marginal_dice_cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor, known: Tensor) -> Tensor:
-    """Soft Dice over the foreground classes where they are known, plus :func:`marginal_cross_entropy`."""
-    counted = known[:, 1:] & (weights > 0)[:, None]
-    shares = torch.softmax(logits, dim=1)[:, 1:] * counted
-    truth = functional.one_hot(labels.long(), logits.shape[1]).movedim(-1, 1)[:, 1:] * counted
+    """Soft Dice over the foreground classes where they are known, plus :func:`marginal_cross_entropy`.
+
+    Voxels count in the Dice with their weights, and the loss of a class counts with the mean of these: half
+    the trust gives half the loss in both parts, in a batch of one case too. A class that is known nowhere in
+    the batch adds nothing.
+    """
     axes = (0, 2, 3, 4)
-    overlap, total = (shares * truth).sum(axes), shares.sum(axes) + truth.sum(axes)
-    dice_loss = (1 - (2 * overlap + 1) / (total + 1)).mean()
+    reviewed = known[:, 1:] & (weights > 0)[:, None]
+    counted = reviewed * weights[:, None]
+    shares = torch.softmax(logits, dim=1)[:, 1:]
+    truth = functional.one_hot(labels.long(), logits.shape[1]).movedim(-1, 1)[:, 1:]
+    overlap = (shares * truth * counted).sum(axes)
+    total = ((shares + truth) * counted).sum(axes)
+    trust = counted.sum(axes) / reviewed.sum(axes).clamp_min(1)
+    dice_loss = (trust * (1 - (2 * overlap + 1) / (total + 1))).mean()
     return dice_loss + marginal_cross_entropy(logits, labels, weights=weights, known=known)
 
 
-def balance_weights(labels: Sequence[NDArray[np.uint8]], *, classes: int) -> NDArray[np.float64]:
+def balance_weights(labels: Iterable[NDArray[np.uint8]], *, classes: int) -> NDArray[np.float64]:
     """Give ``av / freq_c`` for each class over all training slices.
 
     ``freq_c`` is the share of class ``c`` in the slices that contain it, ``av`` the mean of the

@@ -12,6 +12,10 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 from dicomnode.ml.training.dataset import IGNORED
+from dicomnode.ml.training.fit import Batch
+
+Loss = Callable[[Tensor | Sequence[Tensor], Batch], Tensor]
+"""Takes what a network gives, at one resolution or at several, and the batch that it was given."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """Takes scores and labels of one resolution."""
@@ -20,6 +24,12 @@ Regions = Sequence[Sequence[int]]
 """Label values of the region of each output."""
 
 SMOOTH = 1e-5
+
+
+def from_scratch(*, regions: Sequence[Sequence[int]], batch_dice: bool, shared: bool) -> Loss:
+    """Make the loss of a training from scratch; see :func:`make_objective` for the parameters."""
+    objective = make_objective(regions=regions, batch_dice=batch_dice, shared=shared)
+    return lambda outputs, batch: at_all_resolutions(objective, outputs, batch.labels)
 
 
 def make_objective(*, regions: Sequence[Sequence[int]], batch_dice: bool, shared: bool) -> Objective:
@@ -107,21 +117,28 @@ def at_all_resolutions(objective: Objective, outputs: Tensor | Sequence[Tensor],
     return total
 
 
-def agreement(scores: Tensor, labels: Tensor, *, regions: Sequence[Sequence[int]]) -> Tensor:
+def agreement(scores: Tensor, batch: Batch, *, regions: Sequence[Sequence[int]]) -> Tensor:
     """Count voxels for the Dice of each label, or of each region, over a whole batch.
+
+    Voxels count for a label where the truth of it is known.
 
     Returns
     -------
         (2, n): twice the overlap, and the sum of both sizes; background is left out.
     """
-    known = labels != IGNORED
+    labels = batch.labels
+    known = (labels != IGNORED)[:, None]
+    if batch.known is not None:
+        known = known & batch.known[:, 1:]
+    if batch.weights is not None:
+        known = known & (batch.weights > 0)[:, None]
     if regions:
         found = scores > 0
         wanted = torch.stack([torch.isin(labels, _values(region, labels)) for region in regions], dim=1)
     else:
         indices = torch.arange(1, scores.shape[1], device=scores.device).view(1, -1, 1, 1, 1)
         found, wanted = scores.argmax(1, keepdim=True) == indices, labels[:, None] == indices
-    found, wanted = found & known[:, None], wanted & known[:, None]
+    found, wanted = found & known, wanted & known
     axes = (0, 2, 3, 4)
     return torch.stack([2 * (found & wanted).sum(axes), found.sum(axes) + wanted.sum(axes)]).double()
 

@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 
 OptimiserName = Literal["sgd", "adamw"]
 
+Weights = Iterable[nn.Parameter] | Iterable[dict[str, object]]
+"""What an optimiser changes, alone or in groups."""
+
 _POLY_EXPONENT = 0.9
 _COSINE_END = 1e-3
 _WARM_UP = 0.02
@@ -37,10 +40,16 @@ class Pace:
 class Optimiser:
     """An optimiser with the settings that it is used with, and how its learning rate falls."""
 
-    make: Callable[[Iterable[nn.Parameter], float], Optimizer]  # parameters, learning rate
+    make: Callable[[Weights, float], Optimizer]  # with the learning rate
     learning_rate: float  # highest
     fall: Callable[[float], float]  # share of the training that is done to factor of the learning rate
     words: str
+
+
+def level(done: float) -> float:
+    """Stay as it is."""
+    del done
+    return 1.0
 
 
 def poly(done: float) -> float:
@@ -56,11 +65,11 @@ def cosine(done: float) -> float:
     return _COSINE_END + (1.0 - _COSINE_END) * 0.5 * (1.0 + math.cos(math.pi * falling))
 
 
-def _sgd(parameters: Iterable[nn.Parameter], learning_rate: float) -> Optimizer:
+def _sgd(parameters: Weights, learning_rate: float) -> Optimizer:
     return torch.optim.SGD(parameters, learning_rate, momentum=0.99, nesterov=True, weight_decay=3e-5)
 
 
-def _adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> Optimizer:
+def _adamw(parameters: Weights, learning_rate: float) -> Optimizer:
     return torch.optim.AdamW(parameters, learning_rate, weight_decay=1e-4)
 
 

@@ -26,10 +26,11 @@ from dicomnode.ml.training.dataset import IGNORED
 from dicomnode.ml.training.fit import FitReport
 from dicomnode.ml.training.ground import Ground, Question
 from dicomnode.ml.training.loader import Share
+from dicomnode.ml.training.objective import from_scratch
 from dicomnode.ml.training.order import Machine, Observer, Order, PretrainRecipe
 from dicomnode.ml.training.pace import OPTIMISERS, Pace
 from dicomnode.ml.training.prepared import PreparedCase, prepare, prepared_digest
-from dicomnode.ml.training.run import Method, Run
+from dicomnode.ml.training.run import Method, Run, fresh
 from dicomnode.ml.training.sampling import Sampler
 from dicomnode.ml.training.splits import CaseSplit
 
@@ -161,7 +162,9 @@ def _train(
     validation = _prepared(order, decided, decided.validation, out, machine, observer)
     material = _material(order, decided, training, validation, machine)
     try:
-        run = Run(stage.network, _method(order, decided), processes, seed=order.recipe.seed)
+        network = fresh(stage.network, seed=order.recipe.seed)
+        method = _method(order, decided, is_shared=processes.is_group)
+        run = Run(network, method, processes, seed=order.recipe.seed)
         if start is not None:
             run.begin_from(weights.read(start.weights_path))
         desk = Desk(
@@ -255,13 +258,14 @@ def _output_labels(plan: Plan, segments: Sequence[Segment]) -> tuple[str, ...]:
     return tuple(named[index] for index in plan.region_classes or range(1, plan.classes))
 
 
-def _method(order: Order, decided: Ground) -> Method:
+def _method(order: Order, decided: Ground, *, is_shared: bool) -> Method:
     recipe, optimiser = order.recipe, OPTIMISERS[order.recipe.optimiser]
+    batch_dice = decided.blueprint.batch_dice
     return Method(
+        loss=from_scratch(regions=order.regions, batch_dice=batch_dice, shared=is_shared),
         optimiser=optimiser,
         learning_rate=recipe.learning_rate or optimiser.learning_rate,
         regions=order.regions,
-        batch_dice=decided.blueprint.batch_dice,
         average_decay=recipe.average_decay,
         bfloat16=recipe.bfloat16,
     )

@@ -1,6 +1,6 @@
 """Corrected cases in the frame of a network: what a radiologist has seen counts, the rest does not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,13 +31,14 @@ class TrainingCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewedVolume:
-    """A case in the frame of the plan."""
+    """A case in the frame of the plan; the arrays may lie on disk."""
 
     image: NDArray[np.float32]  # (S, R, K) normalised
     labels: NDArray[np.uint8]  # (S, R, K); 0 where the label marked there is not known
-    known: NDArray[np.bool_]  # (classes, S, R, K)
-    trust: NDArray[np.float32]  # (S, R, K): weight of the review; 0 is unknown
+    slices: NDArray[np.int32]  # (S, R, K): slice of the case that each voxel comes from
+    slice_weights: NDArray[np.float32]  # (classes - 1, slices of the case): trust in a label; 0 is unknown
     centres: tuple[tuple[float, float, float], ...]  # one for each reviewed slice, plan's voxels
+    border: NDArray[np.float32] | None = None  # (S, R, K), see :func:`losses.border_weights`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,9 @@ class Patch:
 
     image: Tensor  # (S, R, K)
     labels: Tensor  # (S, R, K)
-    weights: Tensor  # (S, R, K); 0 outside the image
+    weights: Tensor  # (S, R, K): trust; 0 is unknown, or outside the image
     known: Tensor  # (classes, S, R, K)
+    border: Tensor  # (S, R, K)
 
 
 def bring(case: TrainingCase, plan: Plan) -> ReviewedVolume:
@@ -64,51 +66,67 @@ def bring(case: TrainingCase, plan: Plan) -> ReviewedVolume:
     framed = framing.frame(_volume(case), plan, plan.final)
     labels = framing.frame_labels(case.labels, framed)
     slices = _framed_slice_index(case.labels.shape, framed)
-    slice_trust = case.slice_weights[:, slices]  # (classes - 1, S, R, K)
-    known = np.concatenate([np.ones((1, *labels.shape), bool), slice_trust > 0])
-    marked = np.take_along_axis(known, labels[None].astype(np.intp), axis=0)[0]
-    labels = np.where(marked, labels, 0).astype(np.uint8)
+    certain = np.concatenate([np.ones((1, case.slice_weights.shape[1]), bool), case.slice_weights > 0])
     return ReviewedVolume(
         image=framed.array,
-        labels=labels,
-        known=known,
-        trust=_trust(labels, slice_trust),
+        labels=np.where(certain[labels, slices], labels, 0).astype(np.uint8),
+        slices=slices,
+        slice_weights=case.slice_weights,
         centres=_centres(case, framed),
     )
 
 
-def cut(
-    volume: ReviewedVolume, weights: NDArray[np.float32], centre: Sequence[float], shape: Triple
-) -> Patch:
+def trust(
+    labels: NDArray[np.uint8], slices: NDArray[np.int32], slice_weights: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Give each voxel the trust of its label; where none is marked, the least among the known labels.
+
+    Parameters
+    ----------
+    labels, slices
+        Of one shape.
+    slice_weights
+        (classes - 1, slices of the case).
+    """
+    least = np.where(slice_weights > 0, slice_weights, np.inf).min(axis=0)
+    unmarked = np.where(np.isfinite(least), least, 0.0)
+    found: NDArray[np.float32] = np.concatenate([unmarked[None], slice_weights])[labels, slices]
+    return found.astype(np.float32)
+
+
+def cut(volume: ReviewedVolume, centre: Sequence[float], shape: Triple) -> Patch:
     """Cut a patch around a point, as far inside the image as it fits; padded where it does not."""
     starts = [
         min(max(round(middle - (wanted - 1) / 2), 0), max(size - wanted, 0))
         for middle, wanted, size in zip(centre, shape, volume.image.shape, strict=True)
     ]
     window = tuple(slice(start, start + wanted) for start, wanted in zip(starts, shape, strict=True))
-    found = volume.image[window].shape
-    lacking = [wanted - size for wanted, size in zip(shape, found, strict=True)]
+    labels, slices = np.array(volume.labels[window]), np.array(volume.slices[window])
+    known = np.concatenate([np.ones((1, *labels.shape), bool), (volume.slice_weights > 0)[:, slices]])
+    border = np.zeros(labels.shape, np.float32) if volume.border is None else np.array(volume.border[window])
+    lacking = [wanted - size for wanted, size in zip(shape, labels.shape, strict=True)]
     padding = [side for gap in reversed(lacking) for side in (gap // 2, gap - gap // 2)]
+
+    def padded(array: NDArray[np.generic]) -> Tensor:
+        return functional.pad(torch.from_numpy(array), padding)
+
     return Patch(
-        image=functional.pad(torch.from_numpy(volume.image[window]), padding),
-        labels=functional.pad(torch.from_numpy(volume.labels[window].astype(np.int64)), padding),
-        weights=functional.pad(torch.from_numpy(weights[window]), padding),
-        known=functional.pad(torch.from_numpy(volume.known[(slice(None), *window)]), padding),
+        image=padded(np.array(volume.image[window])),
+        labels=padded(labels.astype(np.int64)),
+        weights=padded(trust(labels, slices, volume.slice_weights)),
+        known=padded(known),
+        border=padded(border),
     )
 
 
-def dafne_weights(volumes: Sequence[ReviewedVolume], *, classes: int) -> list[NDArray[np.float32]]:
-    """Weigh every voxel for balance, borders and review: ``trust * (av / freq_c + border)`` (Dafne)."""
-    planes = [
-        labels[trust > 0]
+def balance(volumes: Iterable[ReviewedVolume], *, classes: int) -> NDArray[np.float32]:
+    """Weigh classes by how rare they are on the reviewed slices; see :func:`losses.balance_weights`."""
+    planes = (
+        labels[trust(labels, slices, volume.slice_weights) > 0]
         for volume in volumes
-        for labels, trust in zip(volume.labels, volume.trust, strict=True)
-    ]
-    balance = losses.balance_weights(planes, classes=classes).astype(np.float32)
-    return [
-        volume.trust * (balance[volume.labels] + losses.border_weights(volume.image, volume.labels))
-        for volume in volumes
-    ]
+        for labels, slices in zip(volume.labels, volume.slices, strict=True)
+    )
+    return losses.balance_weights(planes, classes=classes).astype(np.float32)
 
 
 def _check(case: TrainingCase, *, classes: int) -> None:
@@ -136,7 +154,7 @@ def _volume(case: TrainingCase) -> Volume:
         raise GeometryError(f"The affine of a training case cannot be used: {error}") from error
 
 
-def _framed_slice_index(shape: tuple[int, ...], framed: Framed) -> NDArray[np.intp]:
+def _framed_slice_index(shape: tuple[int, ...], framed: Framed) -> NDArray[np.int32]:
     """Say for each voxel of the framed image in which slice of the case it lies."""
     slices = np.broadcast_to(np.arange(shape[0])[:, None, None], shape)
     oriented = framed.change.apply(slices)[framed.box]
@@ -144,16 +162,7 @@ def _framed_slice_index(shape: tuple[int, ...], framed: Framed) -> NDArray[np.in
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.intp), old - 1)
         for new, old in zip(framed.array.shape, oriented.shape, strict=True)
     ]
-    return oriented[np.ix_(*picks)]
-
-
-def _trust(labels: NDArray[np.uint8], slice_trust: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take the trust of the marked label; where none is marked, the least among the known labels."""
-    least = np.where(slice_trust > 0, slice_trust, np.inf).min(axis=0)
-    unmarked = np.where(np.isfinite(least), least, 0.0)
-    with_background = np.concatenate([unmarked[None], slice_trust])
-    trust: NDArray[np.float32] = np.take_along_axis(with_background, labels[None].astype(np.intp), axis=0)[0]
-    return trust.astype(np.float32)
+    return oriented[np.ix_(*picks)].astype(np.int32)
 
 
 def _centres(case: TrainingCase, framed: Framed) -> tuple[tuple[float, float, float], ...]:

@@ -177,6 +177,64 @@ def test_one_fallen_case_in_twenty_is_borne_and_two_are_not() -> None:
     assert "falls by more than 0.1 Dice in 2 of 20 cases" in judge(current, two).reason
 
 
+def test_one_collapsed_case_in_forty_is_refused_however_good_the_others_are() -> None:
+    current, candidate = [0.85] * 40, [0.02] + [0.95] * 39
+
+    report = judge(scores(current), scores(candidate))
+
+    assert report.verdict is Verdict.REFUSED
+    assert report.reason == "a collapses in 1 of 40 cases, the worst from a Dice of 0.85 to 0.02"
+    assert (report.labels[0].collapses, report.labels[0].falls) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "collapses"),
+    [(0.80, 0.39, 1), (0.80, 0.41, 0), (0.50, 0.24, 1), (0.49, 0.10, 0)],
+)
+def test_less_than_half_of_a_good_dice_is_a_collapse(before: float, after: float, collapses: int) -> None:
+    report = judge(scores([before] + [0.8] * 39), scores([after] + [0.9] * 39))
+
+    assert report.labels[0].collapses == collapses
+    assert report.verdict is (Verdict.REFUSED if collapses else Verdict.ACCEPTED)
+
+
+def test_a_collapse_is_refused_even_on_too_few_cases() -> None:
+    report = judge(scores([0.8, 0.8]), scores([0.9, 0.1]))
+
+    assert report.verdict is Verdict.REFUSED
+    assert "a collapses in 1 of 2 cases" in report.reason
+
+
+def test_a_lost_label_is_named_although_it_is_rightly_absent_in_a_case() -> None:
+    report = judge(scores([0.3, 0.4, 1.0]), scores([0.0, 0.0, 1.0]))
+
+    assert report.verdict is Verdict.REFUSED
+    assert "a is lost" in report.reason
+
+
+def test_a_label_that_is_absent_everywhere_is_not_lost() -> None:
+    assert judge(scores([1.0] * 6, hd95=0), scores([1.0] * 6, hd95=0)).verdict is Verdict.ACCEPTED
+    assert judge(scores([0.0] * 6), scores([0.0] * 6)).verdict is Verdict.ACCEPTED
+
+
+def test_a_label_found_for_the_first_time_makes_up_for_no_drift_elsewhere() -> None:
+    missing = [*scores([0.0] * 8, hd95=float("inf")), *scores([0.8] * 40)[8:]]
+    found = [*scores([0.8] * 8), *scores([0.8] * 40, hd95=5.0)[8:]]
+
+    report = judge(missing, found)
+
+    assert "a may drift by" in report.reason
+    assert report.labels[0].delta_hd95_upper_mm == pytest.approx(0.8 * 3, abs=0.5)  # 32 of 40 by 3 mm
+
+
+def test_a_report_of_before_collapses_were_counted_is_still_read() -> None:
+    report = judge(scores(GOOD), scores(GOOD))
+    older = report.to_json().replace(',"collapses":0', "")
+
+    assert "collapses" not in older
+    assert GateReport.from_json(older) == report
+
+
 def test_too_few_cases_are_inconclusive() -> None:
     report = judge(scores(GOOD[:4]), scores(GOOD[:4]))
 

@@ -7,6 +7,7 @@ import torch
 
 from dicomnode.ml.training import objective, pace
 from dicomnode.ml.training.dataset import IGNORED
+from dicomnode.ml.training.fit import Batch
 from dicomnode.ml.training.pace import OPTIMISERS, Pace
 
 EVEN = math.log(2)
@@ -110,14 +111,31 @@ def test_coarse_outputs_are_compared_with_the_nearest_labels() -> None:
     assert float(total) == pytest.approx(1 * 2 / 3 + 4 * 1 / 3)
 
 
+def batch_of(truth: torch.Tensor, **more: torch.Tensor) -> Batch:
+    return Batch(images=torch.zeros(truth.shape)[:, None], labels=truth, **more)
+
+
+def test_agreement_counts_only_what_a_reader_has_seen() -> None:
+    found = scores([0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0])
+    truth = labels(1, 1, 2, 2)
+    known = torch.ones(1, 3, *truth.shape[1:], dtype=torch.bool)
+    known[:, 2].view(-1)[2] = False
+    weights = torch.ones(truth.shape)
+    weights.view(-1)[0] = 0
+
+    counts = objective.agreement(found, batch_of(truth, known=known, weights=weights), regions=())
+
+    assert counts.tolist() == [[2, 2], [2, 2]]
+
+
 def test_agreement_counts_for_the_dice_of_each_label() -> None:
     found = scores([0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
 
-    counts = objective.agreement(found, labels(1, 0, 2, 2, IGNORED), regions=())
+    counts = objective.agreement(found, batch_of(labels(1, 0, 2, 2, IGNORED)), regions=())
 
     assert counts.tolist() == [[2, 2], [3, 3]]
     regions = objective.agreement(
-        scores([1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]), labels(2, 1, 1), regions=((1, 2), (2,))
+        scores([1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]), batch_of(labels(2, 1, 1)), regions=((1, 2), (2,))
     )
     assert regions.tolist() == [[4, 2], [5, 3]]
 

@@ -10,8 +10,9 @@ from dicomnode.ml.training import checkpoints
 from dicomnode.ml.training.checkpoints import CHECKPOINT_FILE, Checkpoint, Progress
 from dicomnode.ml.training.fit import Batch
 from dicomnode.ml.training.history import EpochRecord, write_csv
+from dicomnode.ml.training.objective import from_scratch
 from dicomnode.ml.training.pace import OPTIMISERS
-from dicomnode.ml.training.run import Method, Run
+from dicomnode.ml.training.run import Method, Run, fresh
 from tests.pretrain_builders import ALONE, small_stage
 
 RECORD = EpochRecord(
@@ -72,7 +73,8 @@ def test_a_checkpoint_of_something_else_or_a_damaged_one_is_refused(tmp_path: Pa
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_run_that_is_put_back_takes_the_same_steps(name: str, tmp_path: Path) -> None:
     plan, optimiser = small_stage().network, OPTIMISERS[name]
-    method = Method(optimiser=optimiser, learning_rate=1e-2, average_decay=0.9, batch_dice=True)
+    loss = from_scratch(regions=(), batch_dice=True, shared=False)
+    method = Method(loss=loss, optimiser=optimiser, learning_rate=1e-2, average_decay=0.9)
     torch.manual_seed(3)
     batches = [
         Batch(images=torch.randn(2, 1, 8, 8, 8), labels=torch.randint(0, 3, (2, 8, 8, 8), dtype=torch.uint8))
@@ -80,14 +82,16 @@ def test_a_run_that_is_put_back_takes_the_same_steps(name: str, tmp_path: Path) 
     ]
 
     def steps(run: Run, first: int, last: int) -> list[float]:
-        return [run.step(batches[number], number=number, done=number / 4) for number in range(first, last)]
+        return [
+            run.step(batches[number], number=number, done=number / 4).loss for number in range(first, last)
+        ]
 
-    whole = Run(plan, method, ALONE, seed=0)
+    whole = Run(fresh(plan, seed=0), method, ALONE, seed=0)
     expected = steps(whole, 0, 4)
-    first = Run(plan, method, ALONE, seed=0)
+    first = Run(fresh(plan, seed=0), method, ALONE, seed=0)
     steps(first, 0, 2)
     checkpoints.write(tmp_path, Checkpoint(digest="d", progress=Progress(steps=2), tensors=first.state()))
-    second = Run(plan, method, ALONE, seed=9)
+    second = Run(fresh(plan, seed=9), method, ALONE, seed=0)
     found = checkpoints.read(tmp_path, digest="d")
     assert found is not None
     second.restore(dict(found.tensors), steps=found.progress.steps)
@@ -98,8 +102,9 @@ def test_a_run_that_is_put_back_takes_the_same_steps(name: str, tmp_path: Path) 
 
 
 def test_the_mean_of_the_weights_soon_forgets_the_first_ones() -> None:
-    method = Method(optimiser=OPTIMISERS["sgd"], learning_rate=0.0, average_decay=0.999)
-    run = Run(small_stage().network, method, ALONE, seed=0)
+    loss = from_scratch(regions=(), batch_dice=False, shared=False)
+    method = Method(loss=loss, optimiser=OPTIMISERS["sgd"], learning_rate=0.0, average_decay=0.999)
+    run = Run(fresh(small_stage().network, seed=0), method, ALONE, seed=0)
     last = run.state()["weights"]
     name = next(iter(last))
     batch = Batch(images=torch.randn(1, 1, 8, 8, 8), labels=torch.zeros(1, 8, 8, 8, dtype=torch.uint8))

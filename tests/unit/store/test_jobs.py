@@ -229,3 +229,47 @@ def test_a_job_that_waits_for_its_next_attempt_can_be_made_due(store: Store) -> 
 
     again = claim(store, JobKind.PUSH_UPDATE, now=NOON + SECOND)
     assert (again.id, again.attempt) == (job.id, 2)
+
+
+def test_one_training_at_a_time_and_the_next_when_it_has_ended_or_died(store: Store) -> None:
+    trainings = frozenset({JobKind.TRAIN_INCREMENT})
+    enqueue(store, "a", JobKind.TRAIN_INCREMENT)
+    enqueue(store, "b", JobKind.TRAIN_INCREMENT)
+    enqueue(store, "s")
+    first = store.jobs.claim(NOON, kinds=trainings, owner="one", lease=LEASE)
+    assert first is not None
+
+    assert store.jobs.claim(NOON, kinds=trainings, owner="two", lease=LEASE) is None
+    assert not store.jobs.is_due(trainings, NOON)
+    study = store.jobs.claim(NOON, kinds=ALL_KINDS, owner="two", lease=LEASE)
+    assert study is not None
+    assert study.digest == "s"
+
+    later = NOON + LEASE + SECOND  # the process died: its training is taken up again, by one
+    again = store.jobs.claim(later, kinds=trainings, owner="two", lease=LEASE)
+    assert again is not None
+    assert again.digest == "a"
+    assert store.jobs.claim(later, kinds=trainings, owner="three", lease=LEASE) is None
+    store.jobs.finish(again, now=later)
+    last = store.jobs.claim(later, kinds=trainings, owner="three", lease=LEASE)
+    assert last is not None
+    assert last.digest == "b"
+
+
+def test_many_who_ask_at_once_get_one_training(store: Store) -> None:
+    for digest in "abcd":
+        enqueue(store, digest, JobKind.TRAIN_INCREMENT)
+    start = threading.Barrier(4)
+    given: list[Job | None] = []
+
+    def ask(name: str) -> None:
+        start.wait()
+        given.append(store.jobs.claim(NOON, kinds=ALL_KINDS, owner=name, lease=LEASE))
+
+    threads = [threading.Thread(target=ask, args=(f"w{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len([job for job in given if job is not None]) == 1

@@ -5,10 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, inspect, text
 
 from dicomnode.domain import Job, JobKind, JobState, ModelOrigin, ModelState, ModelVersion, Sha256, Verdict
-from dicomnode.errors import InputError, LeaseLostError, ResourceError
+from dicomnode.errors import DatabaseError, InputError, LeaseLostError, ResourceError
 from dicomnode.store import ModelRecord, Store
+from dicomnode.store.database import MIGRATIONS
 from dicomnode.store.records import Judged, KnownRelease, ReleaseState
 
 from .conftest import LEASE, NOON, claim
@@ -25,6 +29,10 @@ def model(letter: str = "a", **changes: object) -> ModelRecord:
         created_at=NOON,
         parent=ModelVersion("hippocampus@0"),
         recipe="dafne",
+        case_digests=(("1" * 32, Sha256("d" * 64)), ("2" * 32, Sha256("e" * 64))),
+        recipe_json='{"rate": 0.001}',
+        environment_json='{"python": "3.12"}',
+        run_folder="/runs/1",
         gate_report_json='{"verdict": "accepted"}',
         case_ids=("1" * 32, "2" * 32),
         release_version=7,
@@ -135,9 +143,11 @@ def test_promotions_in_parallel_leave_one_current_version(
     assert second.previous == first.version
 
 
-def judged(store: Store, letter: str, verdict: Verdict, *, parent: str = "a") -> tuple[Job, Judged]:
+def judged(
+    store: Store, letter: str, verdict: Verdict, *, parent: str = "a", digest: str = ""
+) -> tuple[Job, Judged]:
     """A claimed training, and what came of it: two cases of its own, and release 7."""
-    store.jobs.enqueue(JobKind.TRAIN_INCREMENT, "hippocampus", letter * 64, now=NOON)
+    store.jobs.enqueue(JobKind.TRAIN_INCREMENT, "hippocampus", digest or letter * 64, now=NOON)
     job = claim(store, JobKind.TRAIN_INCREMENT)
     record = model(letter, parent=ModelVersion(f"hippocampus@{parent}"))
     words = f"{letter} {verdict}"
@@ -209,3 +219,95 @@ def test_the_newest_verdict_on_a_version_that_was_never_used_stands(in_use: Stor
 def test_nothing_was_in_use_before_the_first_version(in_use: Store) -> None:
     assert in_use.models.before_current("hippocampus") is None
     assert in_use.models.before_current("liver") is None
+
+
+def test_a_release_that_was_left_to_a_person_is_adopted_with_their_promotion(in_use: Store) -> None:
+    in_use.locks.lock("hippocampus", by="chief", reason="clinical", now=NOON)
+    job, outcome = judged(in_use, "b", Verdict.ACCEPTED)
+    in_use.models.conclude(job, outcome, now=NOON)
+    assert in_use.federation.releases("hippocampus")[0].state is ReleaseState.CANDIDATE
+
+    in_use.models.promote("hippocampus@b", now=NOON, by="chief", reason="looked at it")
+
+    (release,) = in_use.federation.releases("hippocampus")
+    assert (release.state, release.model_version) == (ReleaseState.ADOPTED, "hippocampus@b")
+    assert "put into use by chief; looked at it" in release.reason
+
+
+def test_a_version_that_was_rolled_back_from_comes_back_by_a_person_only(in_use: Store) -> None:
+    promote(in_use, "b")
+    in_use.models.rollback("hippocampus", now=NOON, by="chief")
+    job, outcome = judged(in_use, "b", Verdict.ACCEPTED)
+
+    in_use.models.conclude(job, outcome, now=NOON)
+
+    kept = in_use.models.get("hippocampus@b")
+    assert kept is not None
+    assert kept.state is ModelState.RETIRED
+    assert "hippocampus@b was in use before and was rolled back from" in kept.advice
+    row = in_use.jobs.get(job.id)
+    assert row is not None
+    assert "not put into use automatically" in row.reason
+
+    in_use.models.promote("hippocampus@b", now=NOON, by="chief")
+    in_use.models.rollback("hippocampus", now=NOON, by="chief")
+    in_use.models.promote("hippocampus@b", now=NOON, by="chief")
+    kept = in_use.models.get("hippocampus@b")
+    assert kept is not None
+    assert (kept.state, kept.advice) == (ModelState.CURRENT, "")
+    promote(in_use, "c")
+    job, outcome = judged(in_use, "b", Verdict.ACCEPTED, parent="c", digest="f" * 64)
+    in_use.models.conclude(job, outcome, now=NOON)
+    current = in_use.models.current("hippocampus")
+    assert current is not None
+    assert current.version == "hippocampus@b"  # a person had the last word on it
+
+
+def test_a_switch_says_whether_a_person_answers_for_it(in_use: Store) -> None:
+    job, outcome = judged(in_use, "b", Verdict.ACCEPTED)
+    in_use.models.conclude(job, outcome, now=NOON)
+    in_use.models.register(model("c"))
+    in_use.models.promote("hippocampus@c", now=NOON, by="chief")
+    switches = in_use.models.switches("hippocampus")
+    assert [(one.by, one.is_automatic) for one in switches[1:]] == [("gate", True), ("chief", False)]
+
+
+def test_versions_and_switches_of_an_older_program_are_kept(store: Store, store_url: str) -> None:
+    promote(store, "a", "b")  # by "gate", as the older program wrote it
+    store.models.register(model("c"))
+    store.models.promote("hippocampus@c", now=NOON, by="chief", reason="better")
+    store.models.register(model("d", state=ModelState.REFUSED))
+    before = store.models.history("hippocampus")
+    store.close()
+
+    move_to(store_url, "0005")
+    opened = Store.open(store_url)  # as the newer program does at its start
+
+    bare = {"case_digests": (), "recipe_json": "", "environment_json": "", "run_folder": "", "advice": ""}
+    assert opened.models.history("hippocampus") == [replace(one, **bare) for one in before]  # type: ignore[arg-type]
+    switches = opened.models.switches("hippocampus")
+    assert [(one.version[-1], one.by, one.is_automatic) for one in switches] == [
+        ("a", "gate", True),
+        ("b", "gate", True),
+        ("c", "chief", False),
+    ]
+    assert opened.locks.all() == ()
+    assert opened.models.rollback("hippocampus", now=NOON, by="chief").version == "hippocampus@b"
+    opened.models.register(model("e"))
+    with pytest.raises(DatabaseError), opened.models._database.writing() as session:
+        session.connection().execute(
+            text("UPDATE model SET state = 'current' WHERE version = 'hippocampus@e'")
+        )
+    opened.close()
+
+
+def move_to(url: str, revision: str) -> None:
+    """Take a database back to how an older program left it."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+        assert "advice" not in {column["name"] for column in inspect(connection).get_columns("model")}
+    engine.dispose()

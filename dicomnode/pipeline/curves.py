@@ -1,5 +1,6 @@
-"""A picture of a training from scratch: the losses above, the Dice of each label below."""
+"""A picture of a training: the losses above, the Dice of each label below."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,22 +54,34 @@ class _Axes:
 _HEIGHT = PANEL_HEIGHT - TOP - BOTTOM
 
 
-def draw(name: str, history: Sequence[EpochRecord]) -> Image.Image:
+OF_VALIDATION = "Dice in patches of the validation cases"
+OF_TRAINING = "Dice in the samples that were trained on"
+
+
+def draw(name: str, history: Sequence[EpochRecord], *, dice_title: str = OF_VALIDATION) -> Image.Image:
     """Draw what happened up to now; at least one epoch."""
     picture = Image.new("RGB", (WIDTH, 2 * PANEL_HEIGHT), BACKGROUND)
     pen = ImageDraw.Draw(picture)
     _panel(pen, 0, f"{name}: loss", _losses(history))
-    _panel(pen, PANEL_HEIGHT, "Dice in patches of the validation cases", _dice(history), low=0.0, high=1.0)
+    _panel(pen, PANEL_HEIGHT, dice_title, _dice(history), low=0.0, high=1.0)
     return picture
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """Encode a picture."""
+    out = io.BytesIO()
+    picture.save(out, format="PNG")
+    return out.getvalue()
 
 
 def _losses(history: Sequence[EpochRecord]) -> list[_Curve]:
     training = tuple(record.loss for record in history)
     validation = tuple(record.validation_loss for record in history)
-    return [
+    curves = [
         _Curve(name="training", values=training, colour=COLOURS[0]),
         _Curve(name="validation", values=validation, colour=COLOURS[1]),
     ]
+    return [curve for curve in curves if any(value is not None for value in curve.values)]
 
 
 def _dice(history: Sequence[EpochRecord]) -> list[_Curve]:
