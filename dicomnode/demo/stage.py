@@ -100,6 +100,7 @@ results = ["seg", "sr", "sc"]
 [training]
 window = "00:00-00:01"          # the demonstration trains on demand
 minimum_hold_out_cases = 1      # default: 5
+minimum_patients = 1            # default: 3
 epsilon_dice = 0.02             # default: 0.01
 
 [federation]

@@ -31,6 +31,7 @@ from dicomnode.ml.evaluation.scores import CaseScore
 from dicomnode.ml.model import package
 from dicomnode.ml.model.package import ModelPackage
 from dicomnode.ml.training.increment import Lesson
+from dicomnode.ml.training.lessons import CaseSource
 from dicomnode.ml.training.recipes import RECIPES, Recipe
 
 CONTENDERS = ("dafne", "ours", "ours_trusting")
@@ -159,7 +160,7 @@ def _doubt(site: Site) -> None:
     site.trust = trust_in(cases, known=known, before=site.trust)
 
 
-def _source(site: Site, one: Correction) -> data.CaseSource:
+def _source(site: Site, one: Correction) -> CaseSource:
     return data.source(site.example(one), trust=site.trust.of(one.name))
 
 

@@ -27,10 +27,8 @@ def make(results: Sequence[Result]) -> tuple[dict[str, Json], str, Image.Image]:
             if own:
                 figures = _figures(own, results)
                 lines.append(_row(domain, size, strategy, figures, own))
-                summary.append(
-                    {"domain": domain, "size": size, "strategy": strategy}
-                    | {key: one.in_json() for key, one in figures.items()}
-                )
+                row: dict[str, Json] = {"domain": domain, "size": size, "strategy": strategy}
+                summary.append(row | {key: one.in_json() for key, one in figures.items()})
     verdicts = [_verdict(results, domain, size) for domain, size in places]
     header = ["domain", "cases", "strategy"]
     header += [f"{label} {what}" for what in ("Dice", "HD95 (mm)") for label in LABEL_NAMES]

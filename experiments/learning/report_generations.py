@@ -137,7 +137,7 @@ def _picture(groups: Mapping[str, Sequence[Result]]) -> Image.Image:
     nights = max(len(curve) for own in curves.values() for curve in own)
     places = list(map(str, range(nights)))
     lowest = min(min(curve) for own in curves.values() for curve in own)
-    panels = []
+    panels: list[Panel] = []
     for title, low in (("Dice of the version in use", 0.0), ("the same, closer", np.floor(lowest * 20) / 20)):
         series = {
             name: [[curve[night] for curve in own if night < len(curve)] for night in range(nights)]

@@ -3,9 +3,9 @@
     python experiments/learning/suspicion.py [--cases 44] [--work DIR] [--out DIR]
 
 The shipped model segments cases that it never saw; the truth is judged as the correction of each result, and
-corrections made wrong on purpose. Weak models are the same on noisy images, and its results eroded by a voxel or
-moved by two. Each seed draws 20 references and judges the other cases: with fixed limits alone, with the 20,
-and with 4 of them made wrong. --work keeps results, --out gets ``suspicion.json`` and ``suspicion.md``.
+corrections made wrong on purpose. Weak models are the same on noisy images, and its results eroded by one
+voxel or moved by two. Each seed draws 20 references and judges the others: with fixed limits alone, with the
+20, and with 4 of them made wrong. --work keeps results, --out gets ``suspicion.json`` and ``suspicion.md``.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from dicomnode.ml.training.order import PretrainRecipe
 from dicomnode.ml.training.splits import SplitCase, split_cases
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL = REPOSITORY / "models" / "hippocampus"
 DATA = Path(os.environ.get("DICOMNODE_DATA", REPOSITORY.parent / "shared" / "data")) / "hippocampus"
 CLASSES = 3
 REFERENCES = 20
@@ -46,9 +47,10 @@ def main() -> None:
     """Segment, judge, and write the tables."""
     options = _options()
     cases = unseen(options.cases)
+    weights = package.read(MODEL).card.weights_sha256
     dice, shares, alarms = {}, {}, {}
     for name in MODELS:
-        predictions = predictions_of(name, cases, options.work)
+        predictions = predictions_of(name, cases, options.work / weights[:16])
         dice[name] = round(float(np.mean([_dice(predictions[one.name], one.labels) for one in cases])), 4)
         rows = [row for seed in SEEDS for row in judged(cases, predictions, np.random.default_rng(seed))]
         shares[name] = {
@@ -56,14 +58,14 @@ def main() -> None:
             for knows in KNOWLEDGE
         }
         alarms[name] = sorted({row[1:] for row in rows if row[1] == "right" and row[3] < 0.5})
-    result = {"cases": len(cases), "references": REFERENCES, "seeds": SEEDS, "dice": dice}
-    result |= {"below_one_half": shares, "false_alarms": alarms}
+    result = {"weights_sha256": weights, "cases": len(cases), "references": REFERENCES, "seeds": SEEDS}
+    result |= {"dice": dice, "below_one_half": shares, "false_alarms": alarms}
     lines = ["| model | Dice | references | " + " | ".join(KINDS) + " |", "|---" * (3 + len(KINDS)) + "|"]
     for name, by_knowledge in shares.items():
         for knows, by_kind in by_knowledge.items():
             figures = " | ".join(f"{share:.1%}" for share in by_kind.values())
             lines.append(f"| {name} | {dice[name]:.3f} | {knows} | {figures} |")
-    said = f"{len(cases)} unseen cases, {REFERENCES} references of each of {len(SEEDS)} seeds"
+    said = f"{len(cases)} unseen cases, {REFERENCES} references, {len(SEEDS)} seeds, weights {weights[:16]}"
     text = f"Share of corrections with a weight below one half ({said}).\n\n" + "\n".join(lines) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "suspicion.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -91,7 +93,7 @@ def predictions_of(name: str, cases: Sequence[LabelledCase], work: Path) -> dict
         spoil = (lambda one: _eroded(one, 1)) if name == "eroded" else (lambda one: _moved(one, (0, 2, 0)))
         return {case: spoil(one) for case, one in shipped.items()}
     work.mkdir(parents=True, exist_ok=True)
-    model = engine.load(package.read(REPOSITORY / "models" / "hippocampus"), device="cpu")
+    model = engine.load(package.read(MODEL), device="cpu")
     found = {}
     for number, case in enumerate(cases):
         path = work / f"{name}_{case.name}.npy"
@@ -104,10 +106,8 @@ def predictions_of(name: str, cases: Sequence[LabelledCase], work: Path) -> dict
 
 
 def _worse(image: Volume, name: str, generator: np.random.Generator) -> Volume:
-    if name == "noisy":
-        noise = generator.normal(0, NOISE * float(image.array.std()), image.array.shape)
-        return image.with_array((image.array + noise).astype(np.float32))
-    return image
+    sd = NOISE * float(image.array.std()) if name == "noisy" else 0.0
+    return image.with_array((image.array + generator.normal(0, sd, image.array.shape)).astype(np.float32))
 
 
 def judged(
@@ -186,7 +186,7 @@ def _share(rows: Sequence[Judgment]) -> float:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=44)
+    parser.add_argument("--cases", type=int, default=44, help="44 are unseen")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "output" / "suspicion")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()

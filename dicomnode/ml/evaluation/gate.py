@@ -179,9 +179,10 @@ def _compare(
 
 def _faults_of_cases(rows: NDArray[np.float64], collapsed: NDArray[np.float64]) -> Iterator[str]:
     """Say what no number of other cases makes up for."""
-    had, left = rows[:, 0] > 0, rows[:, 1]
-    # A Dice of exactly 1 is what a label that is nowhere gets where it should be nowhere.
-    if (had & (left == 0)).any() and np.isin(left[had], (0.0, 1.0)).all():
+    before, after = rows[:, 0], rows[:, 1]
+    # A Dice of exactly 1 is also what a label gets that rightly is nowhere; that is no find.
+    is_absent = (after == 1) & np.isin(before, (0.0, 1.0))
+    if ((before > 0) & (before < 1)).any() and not after[~is_absent].any():
         yield "is lost: it is found in no case any more"
     elif len(collapsed):
         worst = collapsed[np.argmin(collapsed[:, 1] - collapsed[:, 0])]

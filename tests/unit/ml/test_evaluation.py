@@ -212,6 +212,13 @@ def test_a_lost_label_is_named_although_it_is_rightly_absent_in_a_case() -> None
     assert "a is lost" in report.reason
 
 
+def test_a_label_found_where_it_rightly_is_nowhere_is_a_collapse_and_no_loss() -> None:
+    report = judge(scores([1.0] * 40, hd95=0), [*scores([0.0], hd95=float("inf")), *scores([1.0] * 40)[1:]])
+
+    assert report.verdict is Verdict.REFUSED
+    assert report.reason.startswith("a collapses in 1 of 40 cases, the worst from a Dice of 1.00 to 0.00")
+
+
 def test_a_label_that_is_absent_everywhere_is_not_lost() -> None:
     assert judge(scores([1.0] * 6, hd95=0), scores([1.0] * 6, hd95=0)).verdict is Verdict.ACCEPTED
     assert judge(scores([0.0] * 6), scores([0.0] * 6)).verdict is Verdict.ACCEPTED

@@ -1,4 +1,4 @@
-"""A training that is killed again and again: the model in use stays, and the outcome is that of one go."""
+"""`dicomnode train`: what it says, and that a training which is killed harms nothing."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain import ModelOrigin, Split
+from dicomnode.domain import JobKind, ModelOrigin, ModelState, Split
 from dicomnode.node import opened_tools
 from dicomnode.pipeline.tools import Tools
 from dicomnode.store.records import ModelRecord
@@ -19,7 +19,7 @@ from tests.conftest import take_free_port
 from tests.federation_builders import Clock
 from tests.pipeline_builders import BACK, FRONT, MODEL, Scene, mr_series, viewer_seg, write_tiny
 
-from .site import ENVIRONMENT, Site, dicomnode, write_config
+from .site import ENVIRONMENT, Site, command, dicomnode, write_config
 
 SETTINGS = """
 minimum_corrected_slices = 1
@@ -121,3 +121,34 @@ def test_a_killed_training_leaves_the_model_and_ends_as_if_it_had_not_been(tmp_p
     assert after_kills.weights_sha256 == in_one_go.weights_sha256
     assert after_kills.state == in_one_go.state
     assert after_kills.case_ids == in_one_go.case_ids
+
+
+def test_a_dry_run_says_what_would_be_learned_and_changes_nothing(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+
+    (told,) = site.ask("train", "--dry-run")
+    words = command("train", "--dry-run", "--config", str(site.config)).stdout
+
+    assert (told["new_cases"], told["earlier_cases"], told["hold_out_cases"]) == (3, 0, 2)
+    assert told["is_due"]
+    assert told["recipe"] == "lora"
+    assert "low-rank" in words
+    with site.store() as store:
+        assert store.jobs.list(kind=JobKind.TRAIN_INCREMENT) == ()
+        assert len(store.models.history(MODEL)) == 1
+
+
+def test_a_training_at_once_says_what_became_of_it(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+
+    words = command("train", "--now", "--config", str(site.config)).stdout
+    (again,) = site.ask("train", "--now", "--model", MODEL)
+
+    with site.store() as store:
+        (trained,) = [r for r in store.models.history(MODEL) if r.origin is ModelOrigin.TRAINED]
+    assert trained.version in words
+    assert "learned from 24 slices of 3 patients in 10 epochs" in words
+    assert "Dice" in words
+    assert (Path(trained.run_folder) / "curves.png").is_file()
+    assert again["trained"] is (trained.state is ModelState.INCONCLUSIVE)
+    assert command("train", "--model", "liver", "--config", str(site.config)).exit_code != 0
