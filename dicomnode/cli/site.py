@@ -8,6 +8,7 @@ import typer
 from dicomnode import preflight
 from dicomnode.cli.feedback import print_alarms
 from dicomnode.cli.show import ConfigOption, JsonOption, console, print_json, table
+from dicomnode.cli.versions import tell_advice, tell_locks
 from dicomnode.domain import JobKind, JobState
 from dicomnode.pipeline.figures import all_drift
 from dicomnode.settings import load_node_settings
@@ -42,12 +43,18 @@ def status(
     with opened_store(settings) as store:
         overview = store.overview(limit=limit)
         drifts = all_drift(store)
+        locks = store.locks.all()
+        advised = [one for name in store.models.names() for one in store.models.history(name) if one.advice]
     unreadable = open_spool(settings).usage().quarantined if settings.spool_dir.is_dir() else 0
     if as_json:
-        print_json({**asdict(overview), "quarantined": unreadable, "drift": drifts})
+        advice = {one.version: one.advice for one in advised}
+        more = {"quarantined": unreadable, "drift": drifts, "locks": locks, "advice": advice}
+        print_json(asdict(overview) | more)
         return
     _print_overview(overview)
     print_alarms(drifts)
+    tell_locks(locks)
+    tell_advice(advised)
     if unreadable:
         folder = settings.spool_dir / "quarantine"
         console.print(

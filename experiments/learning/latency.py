@@ -254,6 +254,7 @@ def _write(
         "same_weights_as_in_one_go": is_same,
     }
     (HERE / "latency.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    sameness = "the same, bit for bit, as" if is_same else "NOT those"
     rows = [("idle", idle), ("training", busy)]
     table = "\n".join(f"| {what} | {mean(s):.2f} | {median(s):.2f} | {max(s):.2f} |" for what, s in rows)
     (HERE / "latency.md").write_text(
@@ -261,8 +262,8 @@ def _write(
         f"threads; seconds from the last image to the result, less the quiet period.\n\n"
         f"| node | mean | median | worst |\n|---|---|---|---|\n{table}\n\n"
         f"On average {more:+.2f} s, at worst {max(busy) - mean(idle):+.2f} s more than on an idle node "
-        f"(aim: at most {TARGET_S:g} s). The training of {interrupted.steps} steps was put back each time and "
-        f"went on; its weights are {'the same, bit for bit, as' if is_same else 'NOT those'} without a break.\n",
+        f"(aim: at most {TARGET_S:g} s). The training of {interrupted.steps} steps was put back each time "
+        f"and went on; its weights are {sameness} without a break.\n",
         encoding="utf-8",
     )
     print(json.dumps(result))
