@@ -113,11 +113,11 @@ def train_increment(job: Job, tools: Tools) -> None:
         The window is closed, the time is used up, a study waits or the process ends. What was done is kept.
     """
     _wait_for_window(job, tools)
+    current = tools.current_package(job.subject)
     order = _order(job, tools)
     if not order.case_ids:
         tools.store.jobs.finish(job, now=tools.now(), reason="nothing new to learn from")
         return
-    current = tools.current_package(job.subject)
     doubts = trust.suspicions(job.subject, tools)
     looked_at = [doubts[case_id] for case_id in order.case_ids]
     _note_trust(looked_at, job, tools)

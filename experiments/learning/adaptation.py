@@ -1,7 +1,7 @@
 """Adaptation: from domain A to B, or to the contrast C, with few cases, by every strategy.
 
 All strategies take the same number of steps on the same cases, and nothing is repeated from before. The
-learning rate of each is the best of three, tried with seed 0 on the pool of B: 10 cases to train, the 10
+learning rate of each is the best of four, tried with seed 0 on the pool of B: 10 cases to train, the 10
 others to judge, no test case of that seed. Dafne's rate is part of what it is. From random weights all layers
 learn alike.
 """
@@ -9,6 +9,7 @@ learn alike.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import base
 import data
@@ -33,32 +34,32 @@ STRATEGIES: Mapping[str, Recipe] = {
     "lora8": RECIPES["lora"],
     "lora16": replace(RECIPES["lora"], lora=LoraSettings(rank=16, alpha=32.0)),
     "head": RECIPES["head"],
+    "scratch_long": replace(RECIPES["full"], discriminative=False),
 }
-RATES: Mapping[str, tuple[float, ...]] = {
-    "scratch": (3e-3, 1e-3, 1e-2),
-    "full": (3e-4, 1e-3, 3e-3),
-    "unfreezing": (3e-4, 1e-3, 3e-3),
-    "lora8": (1e-3, 3e-4, 3e-3),
-    "head": (1e-3, 3e-3, 1e-2),
-}
-_RATE_OF = {"lora4": "lora8", "lora16": "lora8"}
+RATES = (3e-3, 1e-3, 3e-4, 1e-2)
+TUNED = ("scratch", "full", "unfreezing", "lora8", "head")
+"""Strategies that rates are tried for."""
+LONG = 4
+"""``scratch_long`` has so many times the steps of the others: it shows what scratch lacks beside time."""
+_RATE_OF = {"lora4": "lora8", "lora16": "lora8", "scratch_long": "scratch"}
 _RATE_SEED, _RATE_CASES = 0, 10
 
 
 def runs(seeds: Sequence[int], world: World) -> list[Run]:
-    """List the tried rates, then all strategies; small sizes first."""
+    """List the tried rates, then all strategies, small sizes first, and last what takes long."""
     found = [
         Run(experiment="rates", name=_rate_name(strategy, rate), do=partial(_try, strategy, rate))
-        for strategy, rates in RATES.items()
-        for rate in rates[: world.scale.rates]
+        for strategy in TUNED
+        for rate in RATES[: world.scale.rates]
     ]
-    for seed in seeds:
-        for domain in world.scale.domains:
-            for size in world.scale.sizes:
-                for strategy in STRATEGIES:
-                    name = f"{domain}_{size:02d}_{strategy}_{seed}"
-                    do: Callable[[World], Result] = partial(_adapt, strategy, domain, size, seed)
-                    found.append(Run(experiment="adaptation", name=name, do=do))
+    matched = [name for name in STRATEGIES if name != "scratch_long"]
+    for strategies in (matched, ["scratch_long"]):
+        for seed, domain, size, strategy in product(
+            seeds, world.scale.domains, world.scale.sizes, strategies
+        ):
+            name = f"{domain}_{size:02d}_{strategy}_{seed}"
+            do: Callable[[World], Result] = partial(_adapt, strategy, domain, size, seed)
+            found.append(Run(experiment="adaptation", name=name, do=do))
     return found
 
 
@@ -76,10 +77,10 @@ def budgeted(recipe: Recipe, world: World, *, cases: int) -> Recipe:
 def learning_rate(strategy: str, world: World) -> float:
     """Give the best of the tried learning rates of a strategy; what was not tried yet is tried now."""
     strategy = _RATE_OF.get(strategy, strategy)
-    if strategy not in RATES:
+    if strategy not in TUNED:
         return STRATEGIES[strategy].learning_rate
     tried: dict[float, float] = {}
-    for rate in RATES[strategy][: world.scale.rates]:
+    for rate in RATES[: world.scale.rates]:
         path = world.path_of("rates", _rate_name(strategy, rate))
         if not path.is_file():
             write(path, _try(strategy, rate, world))
@@ -102,7 +103,7 @@ def _rate_name(strategy: str, rate: float) -> str:
 
 
 def _start(strategy: str, world: World, seed: int) -> ModelPackage:
-    return base.untrained(world, seed) if strategy == "scratch" else base.pretrained(world, seed)
+    return base.untrained(world, seed) if strategy.startswith("scratch") else base.pretrained(world, seed)
 
 
 def _try(strategy: str, rate: float, world: World) -> Result:
@@ -123,6 +124,8 @@ def _adapt(strategy: str, domain: Domain, size: int, seed: int, world: World) ->
     recipe = replace(
         budgeted(STRATEGIES[strategy], world, cases=size), learning_rate=learning_rate(strategy, world)
     )
+    if strategy == "scratch_long":
+        recipe = replace(recipe, epochs=LONG * recipe.epochs)
     new = tuple(map(data.source, data.examples(names, domain)))
     before = tuning.dices(tuning.loaded(start), test)
     tuned = tuning.tune(

@@ -72,7 +72,7 @@ def pretrained(world: World, seed: int) -> ModelPackage:
     """Give the model pretrained on 60 cases of A; made once for each seed."""
     split = data.split_of(seed)
     return _trained(
-        world.work / f"base_{seed}",
+        world.work / f"base_{seed}_{world.scale.base_epochs}",
         training=split.pretraining,
         test=split.a_test,
         epochs=world.scale.base_epochs,
@@ -83,7 +83,11 @@ def pretrained(world: World, seed: int) -> ModelPackage:
 def weak(world: World, seed: int, *, training: Sequence[str], test: Sequence[str]) -> ModelPackage:
     """Give a model that has seen few cases, and these only briefly."""
     return _trained(
-        world.work / f"weak_{seed}", training=training, test=test, epochs=world.scale.weak_epochs, seed=seed
+        world.work / f"weak_{seed}_{world.scale.weak_epochs}",
+        training=training,
+        test=test,
+        epochs=world.scale.weak_epochs,
+        seed=seed,
     )
 
 

@@ -8,17 +8,19 @@ rates are those of the recipes; the number of steps is the same for all.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import adaptation
 import base
 import data
 import tuning
+from data import Domain
 from world import Json, Result, Run, World
 
 from dicomnode.ml.training.increment import Lesson
 from dicomnode.ml.training.recipes import RECIPES, Recipe
 
+SIDES: tuple[Domain, ...] = ("A", "B")
 CASES = 10
 EARLIER = 20
 REPLAY = 0.5
@@ -65,13 +67,11 @@ def _forget(arm: str, seed: int, world: World) -> Result:
         seed=seed,
     )
     tuned = tuning.tune(lesson)
-    tests = {"A": data.examples(split.a_test), "B": data.examples(split.b_test, "B")}
+    tests = {domain: data.examples(split.test(domain), domain) for domain in SIDES}
     sides: dict[str, Json] = {}
     for domain, cases in tests.items():
-        before, after = (
-            tuning.figures(tuning.score(tuning.loaded(start, one), cases)) for one in (None, tuned.tensors)
-        )
-        sides[domain] = {"before": dict(before), "after": dict(after)}
+        after = tuning.figures(tuning.score(tuning.loaded(start, tuned.tensors), cases))
+        sides[domain] = {"before": dict(_before(domain, seed, world)), "after": dict(after)}
     return {
         "arm": arm,
         "seed": seed,
@@ -82,6 +82,13 @@ def _forget(arm: str, seed: int, world: World) -> Result:
         "earlier_cases": list[Json](earlier),
         "test_cases": {"A": list[Json](split.a_test), "B": list[Json](split.b_test)},
     }
+
+
+@cache
+def _before(domain: Domain, seed: int, world: World) -> dict[str, float]:
+    """Judge the model that all arms of a seed begin with."""
+    cases = data.examples(data.split_of(seed).test(domain), domain)
+    return tuning.figures(tuning.score(tuning.loaded(base.pretrained(world, seed)), cases))
 
 
 def _budgeted(recipe: Recipe, world: World) -> Recipe:

@@ -64,9 +64,11 @@ class Site:
 def runs(seeds: Sequence[int], world: World) -> list[Run]:
     """List the contenders for each seed."""
     found = []
+    rate = RECIPES[world.recipe].learning_rate
     for seed in seeds:
         for contender in CONTENDERS:
-            name = f"{contender}_{seed}" if contender == "dafne" else f"{contender}_{world.recipe}_{seed}"
+            words = contender if contender == "dafne" else f"{contender}_{world.recipe}_{rate:g}"
+            name = f"{words}_{seed}"
             found.append(Run(experiment="generations", name=name, do=partial(_live, contender, name, seed)))
     return found
 
@@ -74,6 +76,7 @@ def runs(seeds: Sequence[int], world: World) -> list[Run]:
 def _live(contender: str, name: str, seed: int, world: World) -> Result:
     """Go through all nights, or on from the last one that is on the disk."""
     stream = stream_of(seed, world.scale.nights)
+    recipe = "dafne" if contender == "dafne" else world.recipe
     start = base.weak(world, seed, training=stream.base, test=stream.test)
     test = data.examples(stream.test)
     site = _arrived(stream, start, world.work / "generations" / name)
@@ -90,7 +93,8 @@ def _live(contender: str, name: str, seed: int, world: World) -> Result:
         _keep(site)
     return {
         "contender": contender,
-        "recipe": "dafne" if contender == "dafne" else world.recipe,
+        "recipe": recipe,
+        "learning_rate": RECIPES[recipe].learning_rate,
         "seed": seed,
         "start": dict(before),
         "nights": list[Json](site.nights),

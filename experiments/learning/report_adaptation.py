@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from adaptation import SHARE_OF_PEAK, STRATEGIES, epochs_to
+from adaptation import LONG, SHARE_OF_PEAK, STRATEGIES, epochs_to
 from data import LABEL_NAMES
 from picture import Panel, draw
 from PIL import Image
@@ -153,11 +153,11 @@ def _introduction(results: Sequence[Result]) -> str:
     return (
         "# Adaptation\n\n"
         "A model pretrained on 60 cases of A learns B (30 cases of another scanner) or the contrast C "
-        "(images of "
-        "A through a curve that turns dark into bright, see `data.py`). "
-        f"{size} test cases that no training sees; {epochs} epochs with as many steps for every strategy; "
-        "mean ± standard deviation over seeds, each with its own split, base model and order. A missed label "
-        "counts 100 mm. Learning rates: the best of three for each strategy, see `adaptation.py`; Dafne's is "
+        "(images of A through a curve that turns dark into bright, see `data.py`). "
+        f"{size} test cases that no training sees; {epochs} epochs with as many steps for every strategy but "
+        f"`scratch_long`, which has {LONG} times as many; mean ± standard deviation over seeds, each with "
+        "its own split, base model and order. A missed label "
+        "counts 100 mm. Learning rates: the best of four for each strategy, see `adaptation.py`; Dafne's is "
         "its own.\n\n"
     )
 
@@ -183,6 +183,7 @@ def _curves(results: Sequence[Result], domain: str, size: int) -> Panel:
     curves = {
         strategy: [numbers(one, "curve") for one in _own(results, domain, size, strategy)]
         for strategy in STRATEGIES
+        if strategy != "scratch_long"
     }
     longest = max((len(curve) for own in curves.values() for curve in own), default=1)
     series = {

@@ -70,7 +70,9 @@ def fall_of(curve: Sequence[float]) -> float:
 
 def _name(result: Result) -> str:
     contender = str(result["contender"])
-    return contender if contender == "dafne" else f"{contender} ({result['recipe']})"
+    return (
+        contender if contender == "dafne" else f"{contender} ({result['recipe']}, {result['learning_rate']})"
+    )
 
 
 def _figures(own: Sequence[Result]) -> dict[str, Spread]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +17,7 @@ from dicomnode.ml.inference.engine import LoadedModel
 from dicomnode.ml.model import network as networks
 from dicomnode.ml.model.package import ModelPackage, read_weights
 from dicomnode.ml.training import lora, unfreezing
+from dicomnode.ml.training.course import Moment
 from dicomnode.ml.training.fit import FitReport
 from dicomnode.ml.training.increment import Lesson, Place, train_increment
 from dicomnode.ml.training.recipes import Recipe
@@ -42,21 +42,46 @@ class Tuned:
 
 def tune(lesson: Lesson, *, after_epoch: AfterEpoch | None = None) -> Tuned:
     """Tune a model; stop after each epoch and go on where it shall be looked at meanwhile."""
-    steps = _epoch_steps(lesson)
     curve: list[float] = []
+    done = 0
     with TemporaryDirectory(prefix="tuning_") as folder:
         place = Place(folder=Path(folder), device="cpu")
         while True:
-            asked = count(1)
-
-            def should_stop(asked: "count[int]" = asked) -> bool:
-                return after_epoch is not None and next(asked) % steps == 0
-
-            tensors, fit = train_increment(lesson, place, should_stop=should_stop, watch=lambda _: None)
+            breaks = _Breaks(steps=None if after_epoch is None else _epoch_steps(lesson))
+            tensors, fit = train_increment(lesson, place, should_stop=breaks.is_due, watch=breaks.watch)
+            if fit.steps <= done:
+                raise RuntimeError(f"the training does not go on after {done} steps")
+            done = fit.steps
             if after_epoch is not None:
                 curve.append(after_epoch(tensors))
             if not fit.stopped:
                 return Tuned(tensors=tensors, fit=fit, curve=tuple(curve))
+
+
+class _Breaks:
+    """Says after how many steps a training stops.
+
+    A training asks after each step, before it tells the watch of it, and also while it makes its cases ready,
+    before the first step; so only steps count that the watch was told of.
+
+    Parameters
+    ----------
+    steps
+        At least 2; None: it never stops.
+    """
+
+    def __init__(self, *, steps: int | None) -> None:
+        if steps is not None and steps < 2:
+            raise ValueError("an epoch that is looked at needs two steps")
+        self._steps = steps
+        self._told = 0
+
+    def is_due(self) -> bool:
+        return self._steps is not None and self._told + 1 == self._steps
+
+    def watch(self, moment: Moment) -> None:
+        del moment
+        self._told += 1
 
 
 def loaded(package: ModelPackage, tensors: Tensors | None = None) -> LoadedModel:

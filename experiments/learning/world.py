@@ -35,7 +35,7 @@ class Scale:
 
 FULL = Scale(
     base_epochs=50,
-    weak_epochs=8,
+    weak_epochs=14,
     epochs=20,
     sizes=(2, 5, 10, 20),
     domains=("B", "C"),
@@ -43,7 +43,7 @@ FULL = Scale(
     fresh_epochs=30,
     nights=13,
     night_epochs=5,
-    rates=3,
+    rates=4,
 )
 SMOKE = Scale(
     base_epochs=1,

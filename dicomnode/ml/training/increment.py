@@ -72,7 +72,7 @@ def train_increment(
     Parameters
     ----------
     should_stop
-        Asked after every batch, and before each case that is made ready; the state is on the disk when this
+        Asked after every batch, and after each case that was made ready; the state is on the disk when this
         returns.
     watch
         Called after every batch.

@@ -106,11 +106,11 @@ def keep(
     balanced
         Whether the weights at borders are needed too.
     should_stop
-        Asked before each case.
+        Asked after each case that was not there yet.
 
     Returns
     -------
-        None: asked to stop; what was brought stays.
+        None: asked to stop; what was brought stays, so that each call comes further.
 
     Raises
     ------
@@ -124,10 +124,12 @@ def keep(
     with durable.translated(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for source in sources:
-            if should_stop():
+            if source.trust <= 0:
+                continue
+            case, is_new = _keep_one(source, plan, folder / source.name, digest=digest, balanced=balanced)
+            kept.append(case)
+            if is_new and should_stop():
                 return None
-            if source.trust > 0:
-                kept.append(_keep_one(source, plan, folder / source.name, digest=digest, balanced=balanced))
     return tuple(kept)
 
 
@@ -146,10 +148,14 @@ def batches(samples: Samples, first_step: int) -> Generator[Batch]:
         epoch, skipped = epoch + 1, 0
 
 
-def _keep_one(source: CaseSource, plan: Plan, folder: Path, *, digest: str, balanced: bool) -> KeptCase:
+def _keep_one(
+    source: CaseSource, plan: Plan, folder: Path, *, digest: str, balanced: bool
+) -> tuple[KeptCase, bool]:
+    """Give a case in the frame of the plan, and whether it was brought there now."""
     key = hashlib.sha256(f"{digest}\n{source.name}\n{source.version}".encode()).hexdigest()
     file = _read_file(folder)
-    if file is None or file.key != key:
+    is_new = file is None or file.key != key
+    if file is None or is_new:
         file = _write(source.read(), plan, folder, key=key, balanced=balanced)
     arrays: dict[str, Any] = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -157,9 +163,8 @@ def _keep_one(source: CaseSource, plan: Plan, folder: Path, *, digest: str, bala
         if (folder / f"{name}.npy").exists()
     }
     arrays["slice_weights"] = np.array(arrays["slice_weights"]) * np.float32(source.trust)
-    return KeptCase(
-        name=source.name, patient_key=file.patient_key, volume=ReviewedVolume(centres=file.centres, **arrays)
-    )
+    volume = ReviewedVolume(centres=file.centres, **arrays)
+    return KeptCase(name=source.name, patient_key=file.patient_key, volume=volume), is_new
 
 
 def _read_file(folder: Path) -> _CaseFile | None:
