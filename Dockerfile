@@ -15,7 +15,7 @@ RUN pip install -c constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./
 COPY models models
 COPY dicomnode dicomnode
-RUN pip install -c constraints.txt ".[web,aggregator,postgresql]" && pip check
+RUN pip install -c constraints.txt ".[web,aggregator,postgresql,nnunet,training]" && pip check
 
 # Relative data folders begin in /data; mount a volume there and, if wanted, a configuration.
 RUN useradd --uid 10001 --create-home dicomnode && install -d -o dicomnode /data

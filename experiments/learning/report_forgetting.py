@@ -11,6 +11,8 @@ from world import Json
 TARGET = 0.01
 DEFAULT = "full+replay"
 """As our default recipe learns."""
+SHOWN: Mapping[str, str] = {"lost": "lost on A", "gained": "gained on B"}
+PANEL_ARMS = 5
 
 Result = Mapping[str, Json]
 
@@ -76,16 +78,21 @@ def _target(found: Mapping[str, Mapping[str, Spread]]) -> str:
 
 
 def _picture(found: Mapping[str, Mapping[str, Spread]]) -> Image.Image:
-    middle = (len(found) + 1) // 2
     names = list(found)
+    values = [one for figures in found.values() for key in SHOWN for one in figures[key].values]
     panels = []
-    for part in (names[:middle], names[middle:]):
-        series = {
-            "lost on A": [found[arm]["lost"].values for arm in part],
-            "gained on B": [found[arm]["gained"].values for arm in part],
-        }
-        places = [arm.replace("+", "\n+") for arm in part]
+    for start in range(0, len(names), PANEL_ARMS):
+        part = names[start : start + PANEL_ARMS]
+        series = {words: [found[arm][key].values for arm in part] for key, words in SHOWN.items()}
         panels.append(
-            Panel(title="Dice", x_title="", places=places, series=series, low=-0.1, high=0.3, joined=False)
+            Panel(
+                title="Dice",
+                x_title="",
+                places=[arm.replace("+", "\n+") for arm in part],
+                series=series,
+                low=min(values) - 0.01,
+                high=max(values) + 0.01,
+                joined=False,
+            )
         )
     return draw("Forgetting: A after adapting to B, bars: SD over seeds", panels)

@@ -24,7 +24,7 @@ PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="ut
 PROJECT = PYPROJECT["project"]
 SOURCES = sorted((REPOSITORY / "dicomnode").rglob("*.py"))
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
-INSTALLED_EXTRAS = ("web", "aggregator", "postgresql", "demo", "dev")
+INSTALLED_EXTRAS = ("web", "aggregator", "postgresql", "demo", "nnunet", "training", "dev")
 FORBIDDEN = re.compile(
     r"\b(pickle|dill)\.|import (pickle|dill)\b|torch\.load\(|yaml\.load\(|shell=True|allow_pickle=True"
     r"|(?<![\w.])(eval|exec)\("

@@ -15,7 +15,7 @@ from dicomnode.errors import ModelFormatError
 from dicomnode.ml.inference import engine
 from dicomnode.ml.model import network, package
 from dicomnode.ml.model import plan as plans
-from dicomnode.ml.model.architecture import DynUNetPlan
+from dicomnode.ml.model.architecture import DynUNetPlan, MonaiPlan
 from dicomnode.ml.model.package import ModelPackage
 from dicomnode.ml.model.plan import Plan, PlanFile
 
@@ -203,3 +203,16 @@ def test_a_model_of_regions_has_a_label_for_each_class_that_they_paint(
     assert package.write(tmp_path / "two", regions, segments, tensors, "# two\n").plan.classes == 3
     with pytest.raises(ModelFormatError, match=r"names 1 segments; the model of plan\.json has 3 classes"):
         package.write(tmp_path / "one", regions, segments[:1], tensors, "# one\n")
+
+
+def test_a_network_that_cannot_be_built_without_content_has_a_schema_too() -> None:
+    plan = MonaiPlan(
+        network="SwinUNETR",
+        classes=2,
+        divisors=(32, 32, 32),
+        arguments={"feature_size": 12, "depths": [1, 1, 1, 1]},
+    )
+
+    found = network.schema(plan)
+
+    assert found == weights.schema_of(network.tensors_of(network.build(plan)))
