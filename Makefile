@@ -26,7 +26,7 @@ run: $(STAMP)  ## the whole loop on real images: send, segment, correct, learn, 
 
 .PHONY: test
 test: $(STAMP)  ## all tests (ARGS="-k name"); those that need an absent program or data are skipped
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 .PHONY: parity
 parity: $(STAMP)  ## the engine against nnU-Net itself, minutes (DICOMNODE_NNUNET=PYTHON, ARGS="-k name")
