@@ -84,6 +84,32 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def present(path: Path) -> Iterator[None]:
+    """Show that this process is there; any number may at once, and one that dies is gone.
+
+    Raises
+    ------
+    ResourceError
+        The file cannot be made or locked.
+    """
+    with contextlib.ExitStack() as opened:
+        with translated(path):
+            file = opened.enter_context(path.open("ab"))
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def is_anyone_present(path: Path) -> bool:
+    """Answer whether a process of this machine shows that it is there, see :func:`present`."""
+    with translated(path), path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def sync_file(path: Path) -> None:
     """Bring the content of a file to the disk."""
     _sync(path, os.O_RDONLY)

@@ -64,7 +64,7 @@ def work(settings: NodeSettings) -> None:
     configure_logging(settings, process="work")
     heap.use_one_heap()
     use_threads(settings.node.threads)
-    with opened_tools(settings, should_stop=stop.is_set) as tools:
+    with opened_tools(settings, should_stop=stop.is_set) as tools, durable.present(_presence(settings)):
         clock = start_clock(settings, tools)
         lanes = [
             threading.Thread(
@@ -175,7 +175,10 @@ def package_models(settings: NodeSettings, *, chosen: Path | None = None) -> Cal
 
 
 def run_job(settings: NodeSettings, tools: Tools, kind: JobKind, digest: str) -> JobRow:
-    """Wait until a queued job has ended or this process is to; run it here if no running node takes it."""
+    """Wait until a queued job has ended or this process is to; run it here where no node is running.
+
+    A running node does it itself, so that it can step back for its studies.
+    """
     lane = replace(
         worker(settings, replace(tools, steps_back=False), "compute"),
         owner=f"command-{os.getpid()}",
@@ -190,8 +193,14 @@ def run_job(settings: NodeSettings, tools: Tools, kind: JobKind, digest: str) ->
         has_ended = row.state not in (JobState.READY, JobState.RUNNING)
         if waits_for_next_attempt or has_ended or tools.should_stop():
             return row
-        if not lane.run_once() and not tools.should_stop():
+        is_done_here = not durable.is_anyone_present(_presence(settings)) and lane.run_once()
+        if not is_done_here and not tools.should_stop():
             sleep(settings.work.poll_s)
+
+
+def _presence(settings: NodeSettings) -> Path:
+    """What a `work` process holds as long as it lives."""
+    return settings.node.data_dir / "work.lock"
 
 
 def open_casebook(settings: NodeSettings) -> Casebook:

@@ -69,9 +69,10 @@ def train(
 ) -> None:
     """Train on the corrections that are new, and put the outcome before the gate.
 
-    Without --now, only says what is new. With it, waits for the end and says what the gate decided; if a
-    node is running, its worker may take the job. Ctrl-C stops after the step that runs; what was done is
-    kept, and the same command goes on. The same corrections are never trained on twice.
+    Without --now, only says what is new. With it, waits for the end and says what the gate decided. If the
+    node is running, it trains itself and steps back for its studies; Ctrl-C then ends only the waiting.
+    Else Ctrl-C stops after the step that runs; what was done is kept, and the same command goes on. The
+    same corrections are never trained on twice.
     """
     settings = load_node_settings(config)
     with (

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain import JobKind, JobState
+from dicomnode import durable
+from dicomnode.domain import JobKind, JobPriority, JobState
 from dicomnode.errors import InputError
 from dicomnode.node import open_casebook, opened_tools, prepare, run_job
 from dicomnode.settings import NodeSettings
@@ -51,6 +52,25 @@ def test_a_job_that_a_person_asks_for_is_run_to_its_end(settings):
         row = run_job(settings, tools, JobKind.TRAIN_INCREMENT, "a" * 64)
 
     assert (row.state, row.reason) == (JobState.DONE, "nothing new to learn from")
+
+
+def test_a_job_that_a_person_asks_for_is_left_to_a_node_that_is_running(settings):
+    asked = 0
+
+    def stop_after_a_while() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 4
+
+    with opened_tools(settings, should_stop=stop_after_a_while) as tools:
+        tools.store.jobs.enqueue(JobKind.TRAIN_INCREMENT, MODEL, "a" * 64, now=tools.now())
+        with durable.present(settings.node.data_dir / "work.lock"):
+            waiting = run_job(settings, tools, JobKind.TRAIN_INCREMENT, "a" * 64)
+        asked = 0
+        ended = run_job(settings, tools, JobKind.TRAIN_INCREMENT, "a" * 64)
+
+    assert (waiting.state, waiting.priority) == (JobState.READY, JobPriority.FORCED)
+    assert ended.state is JobState.DONE
 
 
 def test_a_job_that_waits_for_its_next_attempt_is_tried_at_once(settings):
