@@ -77,10 +77,7 @@ def locked(path: Path) -> Iterator[None]:
     ResourceError
         The file cannot be made or locked.
     """
-    with contextlib.ExitStack() as opened:
-        with translated(path):
-            file = opened.enter_context(path.open("ab"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with _flocked(path, fcntl.LOCK_EX):
         yield
 
 
@@ -93,10 +90,16 @@ def present(path: Path) -> Iterator[None]:
     ResourceError
         The file cannot be made or locked.
     """
+    with _flocked(path, fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def _flocked(path: Path, way: int) -> Iterator[None]:
     with contextlib.ExitStack() as opened:
         with translated(path):
             file = opened.enter_context(path.open("ab"))
-            fcntl.flock(file, fcntl.LOCK_SH)
+            fcntl.flock(file, way)
         yield
 
 

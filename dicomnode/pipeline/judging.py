@@ -94,7 +94,8 @@ def _score(package: ModelPackage, case: Case, info: CaseInfo, tools: Tools) -> C
         reviewed=known,
     )
     path = _path(package, info, tools)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with durable.translated(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     durable.keep(path, _Kept(score=found).model_dump_json().encode(), mode=durable.PRIVATE)
     return found
 

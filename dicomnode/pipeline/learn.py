@@ -208,7 +208,8 @@ def _order(job: Job, tools: Tools) -> _Order:
         begun = _Order.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         begun = _Order(began=tools.now(), case_ids=new)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with durable.translated(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         durable.keep(path, begun.model_dump_json().encode(), mode=durable.PRIVATE)
     return _Order(began=begun.began, case_ids=tuple(name for name in begun.case_ids if name in set(new)))
 

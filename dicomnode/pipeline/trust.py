@@ -102,7 +102,8 @@ def _figures(info: CaseInfo, tools: Tools) -> CaseFigures:
     case = tools.casebook.read(info.case_id)
     found = _measure(case, model)
     kept = _Kept(arrays_sha256=info.arrays_sha256, version=model.card.version, figures=found)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with durable.translated(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     durable.keep(path, kept.model_dump_json().encode(), mode=durable.PRIVATE)
     return found
 
