@@ -21,6 +21,8 @@ MACHINE_DEPENDENT = ("gpu",)  # folders whose tests may be skipped everywhere
 NO_DATA = "no real images"
 VIRTUAL_ENVIRONMENT = Path(sys.executable).parent
 
+ROOT_LEVEL = logging.getLogger().level
+
 torch.set_num_threads(int(os.environ.get("DICOMNODE_TEST_THREADS", "1")))
 hypothesis_settings.register_profile("developer", deadline=None)
 hypothesis_settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -71,13 +73,22 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def logging_as_found() -> Generator[None, None, None]:
-    """Put logging back after each test: commands that run in this process configure it for themselves."""
-    root, found = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
+def logging_as_imported() -> Generator[None, None, None]:
+    """Put logging back around each test: commands that run in this process configure it for themselves.
+
+    Before a test as well: fixtures of a whole module run before this one and may have run a command.
+    """
+    _put_logging_back()
     yield
-    structlog.configure(**found)
-    root.handlers[:], root.level = handlers, level
+    _put_logging_back()
+
+
+def _put_logging_back() -> None:
+    structlog.reset_defaults()
+    root = logging.getLogger()
+    ours = structlog.stdlib.ProcessorFormatter
+    root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler.formatter, ours)]
+    root.setLevel(ROOT_LEVEL)
 
 
 def take_free_port() -> int:

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import structlog
+
+from dicomnode import logs
 
 SCRIPT = """
 import logging
@@ -64,3 +67,14 @@ def test_the_level_decides_what_is_written() -> None:
     assert "seen" not in "\n".join(lines_of(log_format="console"))
     assert "seen" in "\n".join(lines_of(log_format="console", log_level="debug"))
     assert len(lines_of(log_format="json", log_level="error")) == 1
+
+
+@pytest.fixture(scope="module")
+def command_before() -> None:
+    logs.configure(log_format="json", log_level="error", process="work")
+
+
+@pytest.mark.usefixtures("command_before")
+def test_logging_of_a_command_before_does_not_reach_into_a_test(capsys: pytest.CaptureFixture[str]) -> None:
+    structlog.get_logger().info("heard")
+    assert "heard" in capsys.readouterr().out
