@@ -32,7 +32,7 @@ def make(results: Sequence[Result]) -> tuple[dict[str, Json], str, Image.Image]:
     verdicts = [_verdict(results, domain, size) for domain, size in places]
     header = ["domain", "cases", "strategy"]
     header += [f"{label} {what}" for what in ("Dice", "HD95 (mm)") for label in LABEL_NAMES]
-    header += ["epochs to 85 % of own peak", "of scratch's peak", "parameters", "rate", "seconds"]
+    header += ["epochs to 85 % of own peak", "of scratch's peak", "parameters", "rate", "seconds (median)"]
     met = [one for one in verdicts if one is not None]
     text = _introduction(results) + markdown(header, lines) + "\n" + _targets(met)
     return {"rows": summary, "targets": list[Json](met)}, text, _picture(results)
@@ -80,7 +80,7 @@ def _row(
         figures["epochs_to_scratch_peak"].words(1) + (f" ({reached} of {len(own)})" * (reached < len(own)))
     )
     cells += [f"{figures['trainable'].mean:.0f}", f"{figures['learning_rate'].mean:g}"]
-    return [domain, str(size), strategy, *cells, figures["seconds"].words(0)]
+    return [domain, str(size), strategy, *cells, f"{figures['seconds'].median:.0f}"]
 
 
 def _verdict(results: Sequence[Result], domain: str, size: int) -> dict[str, Json] | None:

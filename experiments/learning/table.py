@@ -23,6 +23,11 @@ class Spread:
         """Give the standard deviation of the sample; 0 with one value."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
 
+    @property
+    def median(self) -> float:
+        """Give the median: for times, which a pause of the machine makes long."""
+        return float(np.median(self.values)) if self.values else float("nan")
+
     def words(self, digits: int = 3) -> str:
         """Write it for a table."""
         if not self.values:
